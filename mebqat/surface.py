@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORBAR', 'ACCURACY', 'FORMAT', 'VERSION', 'wilson', 'mean_interval', 'Point', 'check_point', 'label', 'widths',
-           'table', 'costs', 'pareto', 'best', 'si', 'describe', 'heatmap', 'relief', 'bits_axis', 'caption', 'scene',
-           'toggle', 'draw', 'write_text', 'dumps', 'loads', 'Surface']
+           'table', 'costs', 'pareto', 'best', 'si', 'describe', 'heatmap', 'relief', 'bits_axis', 'name_figure',
+           'scene', 'toggle', 'draw', 'write_text', 'dumps', 'loads', 'Surface']
 
 # %% ../nbs/05_surface.ipynb #aa8dd22d
 import json, math, os
@@ -91,7 +91,8 @@ def widths(
     points:Iterable[Bits], # Pairs
 ) -> tuple[list[int], list[int]]: # Weight widths and activation widths, each ascending
     "The two axes that some pairs span."
-    return sorted({b.w for b in points}), sorted({b.a for b in points})
+    pairs = list(points)
+    return sorted({b.w for b in pairs}), sorted({b.a for b in pairs})
 
 # %% ../nbs/05_surface.ipynb #d5643628
 def table(
@@ -211,17 +212,17 @@ def bits_axis(
     return order | dict(title=title, showgrid=False, zeroline=False, ticks='') | kwargs
 
 
-def caption(
+def name_figure(
     fig:go.Figure,  # Figure to name, changed in place
     title:str,      # Short name; '' for none
-    text:str='',    # One sentence that says what to see; '' for none
+    caption:str='', # One sentence that says what to see; '' for none
 ) -> go.Figure:     # The same figure
     "Set a figure's title and caption."
-    lines = wrap(text, 110)
+    lines = wrap(caption, 110)
     place = dict(x=0, xref='paper', y=1, yref='container', yanchor='top', pad=dict(t=14))
-    fig.update_layout(title=dict(text=title, subtitle=dict(text='<br>'.join(lines)), **place), meta=dict(caption=text),
-                      margin=dict(l=60, r=20, b=55, t=28 + 26*bool(title) + 18*len(lines)))
-    return fig
+    margin = dict(l=60, r=20, b=55, t=28 + 26*bool(title) + 18*len(lines))
+    title = dict(text=title, subtitle=dict(text='<br>'.join(lines)), **place)
+    return fig.update_layout(title=title, meta=dict(caption=caption), margin=margin)
 
 # %% ../nbs/05_surface.ipynb #5ffba369
 def scene(
@@ -252,13 +253,13 @@ def draw(
     points:Mapping[Bits, Point], # Measurements by pair
     kind:str='heatmap',          # `heatmap`, `surface` (3-D) or `both`, with buttons between them
     title:str='',                # Short name
-    text:str='',                 # Caption
+    caption:str='',              # One sentence that says what to see
 ) -> go.Figure:                  # Height 480
     "Plot points over bitwidths."
     if kind not in ('heatmap', 'surface', 'both'):
         raise ValueError(f"kind must be 'heatmap', 'surface' or 'both', got {kind!r}")
     w, a = widths(points)
-    fig = caption(go.Figure(layout=dict(coloraxis=ACCURACY, height=480)), title, text)
+    fig = name_figure(go.Figure(layout=dict(coloraxis=ACCURACY, height=480)), title, caption)
     if kind != 'surface':
         fig.add_trace(heatmap(points, w, a))
         fig.update_xaxes(bits_axis(a, 'activation bits'))
@@ -310,7 +311,7 @@ def loads(
     if not isinstance(doc, dict) or doc.get('format') != FORMAT:
         raise ValueError(f'not a surface; expected JSON with "format": "{FORMAT}"')
     if doc.get('version') != VERSION:
-        raise ValueError(f'surface version {doc.get("version")!r}, this mebqat reads {VERSION}; update it or save again')
+        raise ValueError(f'surface version {doc.get("version")!r}, not {VERSION}; update mebqat or save it again')
     bound = lambda r, k, none: none if r[k] is None else r[k]
     points = {}
     try:
