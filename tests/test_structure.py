@@ -1,0 +1,139 @@
+"What the notebooks cannot check about themselves: the modules made from them, and the repository around them."
+import ast, json, os, re, shutil, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, source_files
+
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+MODULES = sorted(p for p in (ROOT/'mebqat').rglob('*.py') if not p.name.startswith('_'))
+TOP = {'settings.ini', 'setup.py', 'README.md', 'Makefile', 'LICENSE', 'CHANGELOG.md', '.gitignore', '.gitattributes', '.ci',
+       'nbs', 'mebqat', 'tests', 'data', 'docs'}
+# What a module must not lead to, directly or through others.
+BARRED = {'data': {'bits', 'kernels', 'quantizers', 'layers'}, 'models': {'bits', 'kernels', 'quantizers', 'layers'},
+          'search': {'layers', 'models', 'quantizers'}, 'widgets': {'layers', 'models', 'quantizers'}, 'train': {'methods', 'evaluate'}}
+
+by_name = lambda p: p.stem
+
+
+def target(notebook):
+    "The module that a notebook exports, or None for a lesson."
+    sources = (''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'])
+    return next((m[1] for s in sources if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', s, re.M))), None)
+
+
+ORDER = {target(p): p.name for p in NOTEBOOKS if target(p)}
+
+
+def imports(name):
+    "The mebqat modules that a module names in its imports, wherever they stand."
+    found = set()
+    for n in ast.walk(ast.parse((ROOT/'mebqat'/f'{name}.py').read_text(encoding='utf-8'))):
+        if isinstance(n, ast.ImportFrom):
+            full = 'mebqat.'*(n.level > 0) + (n.module or '')
+            found |= {full} if full.startswith('mebqat.') and n.module else {f'mebqat.{a.name}' for a in n.names} if full.strip('.') == 'mebqat' else set()
+        elif isinstance(n, ast.Import): found |= {a.name for a in n.names}
+    return {f.split('.')[1] for f in found if f.startswith('mebqat.')} & ORDER.keys()
+
+
+def reach(name, seen=()):
+    "Everything that a module's imports lead to."
+    new = imports(name) - set(seen)
+    return new.union(*(reach(d, {*seen, *new}) for d in new))
+
+
+def test_imports_finds_every_form(monkeypatch, tmp_path):
+    (tmp_path/'mebqat').mkdir()
+    (tmp_path/'mebqat'/'x.py').write_text('from .a import p\nfrom . import b\ndef f():\n    from mebqat.c import q\n    from mebqat import d\n'
+                                          '    import mebqat.e, os\nfrom torch import bits\nimport a')
+    monkeypatch.setitem(globals(), 'ROOT', tmp_path)
+    monkeypatch.setitem(globals(), 'ORDER', dict.fromkeys('abcde', ''))
+    assert imports('x') == set('abcde')
+
+
+@pytest.mark.parametrize('module', MODULES, ids=by_name)
+def test_every_module_has_its_notebook(module): assert module.stem in ORDER
+
+
+def test_every_notebook_has_its_module_and_a_number():
+    assert not ORDER.keys() - {m.stem for m in MODULES}
+    assert all(re.match(r'\d\d_', p.name) for p in NOTEBOOKS)
+    assert len(ORDER) == sum(target(p) is not None for p in NOTEBOOKS), 'two notebooks export the same module'
+    assert len({p.name[:2] for p in NOTEBOOKS}) == len(NOTEBOOKS), 'two notebooks share a number'
+
+
+@pytest.mark.parametrize('module', MODULES, ids=by_name)
+def test_imports_point_to_lower_numbers(module):
+    name = module.stem
+    assert not [d for d in imports(name) if ORDER[d] >= ORDER[name]]
+
+
+@pytest.mark.parametrize('name', sorted(BARRED.keys() & ORDER.keys()))
+def test_layers_that_must_not_meet(name): assert not reach(name) & BARRED[name]
+
+
+@pytest.mark.parametrize('module', MODULES, ids=by_name)
+def test_module_imports_in_a_fresh_interpreter(module, tmp_path):
+    done = subprocess.run([sys.executable, '-c', f'import mebqat.{module.stem} as m; print(m.__file__)'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(module)
+
+
+@pytest.mark.parametrize('module', MODULES, ids=by_name)
+def test_runtime_needs_no_development_tools(module):
+    tops = {a.name.split('.')[0] for n in ast.walk(ast.parse(module.read_text(encoding='utf-8'))) if isinstance(n, ast.Import) for a in n.names}
+    tops |= {n.module.split('.')[0] for n in ast.walk(ast.parse(module.read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+    assert not tops & {'nbdev', 'fastcore', 'execnb', 'pytest'}
+
+
+@pytest.mark.parametrize('module', MODULES, ids=by_name)
+def test_module_is_finished(module):
+    text = module.read_text(encoding='utf-8')
+    assert not re.search(r'\b(TODO|FIXME|XXX|NotImplementedError)\b', text)
+    assert not [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom) and any(a.name == '*' for a in n.names)]
+
+
+def test_ruff_finds_no_undefined_or_unused_names():
+    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--select', 'F', 'mebqat'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_modules_are_what_the_notebooks_export(source_tree):
+    env = {k: v for k,v in os.environ.items() if k not in ('IN_TEST', 'PYTHONPATH')}
+    before = sorted(p.name for p in source_tree.iterdir())
+    shutil.rmtree(source_tree/'mebqat')
+    (source_tree/'mebqat').mkdir()
+    shutil.copy(ROOT/'mebqat'/'__init__.py', source_tree/'mebqat')
+    done = subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'],
+                          cwd=source_tree, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made, here = ({p.relative_to(t).as_posix(): p.read_text(encoding='utf-8') for p in (t/'mebqat').rglob('*.py')} for t in (source_tree, ROOT))
+    assert sorted(made) == sorted(here), 'run: make export'
+    assert not [f for f in made if made[f] != here[f]], 'run: make export'
+    assert sorted(p.name for p in source_tree.iterdir()) == before, 'the export writes beside mebqat/'
+
+
+def test_import_is_quick_and_leaves_torch_alone(tmp_path):
+    code = ('import sys, time; t = time.perf_counter(); import mebqat; t = time.perf_counter() - t\n'
+            'print(t, *sorted({"torch", "numpy", "pandas", "plotly"} & sys.modules.keys()))')
+    runs = [subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    assert [r[1:] for r in runs] == [[]]*3
+    assert min(float(r[0]) for r in runs) < .1
+
+
+def test_requirements_and_version_stand_in_settings_alone():
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    version = re.search(r'^__version__ = "(.+)"$', (ROOT/'mebqat'/'__init__.py').read_text(encoding='utf-8'), re.M)[1]
+    assert version == cfg['DEFAULT']['version']
+    assert f'## [{version}]' in (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
+    other = r'(.*requirements.*\.(txt|in)|pyproject\.toml|setup\.cfg|Pipfile.*|environment\.ya?ml|poetry\.lock|uv\.lock|tox\.ini)'
+    assert not [str(f) for f in source_files() if re.fullmatch(other, f.name)]
+
+
+def test_top_level_holds_what_the_layout_says():
+    assert {f.parts[0] for f in source_files()} == TOP
+
+
