@@ -8,8 +8,10 @@ __all__ = ['MOBILENET', 'NAMES', 'check_positive', 'pooled', 'ConvBlock', 'cnn4'
            'InvertedResidual', 'mobilenet_v2', 'make']
 
 # %% ../nbs/12_models.ipynb #fd6df707
+import inspect
 from collections import OrderedDict
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -275,27 +277,23 @@ def mobilenet_v2(
                                      dropout=nn.Dropout(dropout), fc=head['fc']))
 
 # %% ../nbs/12_models.ipynb #b38c958e
-_BUILDERS = {
-    'cnn4': lambda n, c, size, **options: cnn4(c, image_size=size, **options),
-    'cnn5': lambda n, c, size, **options: cnn5(n, c, image_size=size, **options),
-    'small_cnn': lambda n, c, size, **options: small_cnn(n, c, image_size=size, **options),
-    'resnet20': lambda n, c, size, **options: resnet20(n, in_channels=c, **options),
-    'preact_resnet20': lambda n, c, size, **options: preact_resnet20(n, in_channels=c, **options),
-    'cnn8_svhn': lambda n, c, size, **options: cnn8_svhn(n, c, size, **options),
-    'mobilenet_v2': lambda n, c, size, **options: mobilenet_v2(n, c, **options),
-}
+_BUILDERS = {f.__name__: f for f in (cnn4, cnn5, small_cnn, resnet20, preact_resnet20, cnn8_svhn, mobilenet_v2)}
 NAMES = tuple(_BUILDERS)
 
 
 def make(
-    name:str,           # One of `NAMES`
-    n_classes:int=10,   # Classes
-    in_channels:int=3,  # Channels of the image
-    image_size:int=32,  # Side of the image, pixels
-    **options,          # Passed on to the network's own function
-) -> nn.Module:         # A fresh float network
+    name:str,                   # One of `NAMES`
+    n_classes:int|None=None,    # Classes; `cnn5` needs it
+    in_channels:int|None=None,  # Channels of the image
+    image_size:int|None=None,   # Side of the image, pixels
+    **options,                  # Further arguments of the network's own function
+) -> nn.Module:                 # A fresh float network
     "Build a network by name; ValueError for an unknown name, a wrong option or a size that does not fit."
     if name not in _BUILDERS: raise ValueError(f'no network called {name!r}; there are {", ".join(NAMES)}')
-    check_positive(n_classes=n_classes, in_channels=in_channels, image_size=image_size)
-    try: return _BUILDERS[name](n_classes, in_channels, image_size, **options)
-    except TypeError as e: raise ValueError(f'{name} does not take these options: {e}') from e
+    common = {k: v for k,v in (('n_classes', n_classes), ('in_channels', in_channels), ('image_size', image_size)) if v is not None}
+    check_positive(**common)
+    takes = inspect.signature(_BUILDERS[name]).parameters
+    if unknown := [k for k in options if k not in takes]: raise ValueError(f'{name} has no option {unknown[0]!r}; it takes {", ".join(takes)}')
+    if 'n_way' in takes and 'n_classes' in common: common['n_way'] = common['n_classes']
+    if 'n_way' in takes and 'n_way' not in common | options: raise ValueError(f'{name} needs n_classes, the number of classes')
+    return _BUILDERS[name](**{k: v for k,v in common.items() if k in takes}, **options)

@@ -10,7 +10,7 @@ __all__ = ['COLORS', 'DASHES', 'SYMBOLS', 'FONT', 'STYLE', 'SCRIPT', 'compare', 
 import html, json, math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, wrap
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -19,8 +19,8 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from .bits import Bits
-from .surface import (ACCURACY, COLORBAR, Point, Surface, bits_axis, describe, heatmap, label, name_figure, pareto,
-                            si, widths, write_text)
+from .surface import (ACCURACY, COLORBAR, Point, Surface, bits_axis, describe, heatmap, ink, label, name_figure, si,
+                            widths, write_text)
 
 # %% ../nbs/40_plots.ipynb #997b7a05
 def compare(
@@ -31,19 +31,24 @@ def compare(
     "Several surfaces on the same axes and the same colours."
     if not surfaces: raise ValueError('compare needs at least one surface')
     w, a = widths(b for s in surfaces.values() for b in s)
-    cols = min(3, len(surfaces))
-    rows = math.ceil(len(surfaces)/cols)
-    fig = make_subplots(rows, cols, subplot_titles=[*surfaces], horizontal_spacing=0.03, vertical_spacing=0.13/rows,
-                        shared_xaxes='all', shared_yaxes='all')
+    n, cols = len(surfaces), min(3, len(surfaces))
+    rows = math.ceil(n/cols)
+    names = [wrap(name, 96//cols) for name in surfaces]
+    head = 18*max(map(len, names)) + 8  # pixels above each map
+    fig = make_subplots(rows, cols, subplot_titles=['<br>'.join(lines) for lines in names], shared_xaxes='all',
+                        shared_yaxes='all', horizontal_spacing=0.03, vertical_spacing=(head + 12)/(290*rows + head))
+    fig.update_annotations(font_size=13).update_layout(coloraxis=ACCURACY)
     for i,s in enumerate(surfaces.values()):
-        font = dict(size=9 if cols == 3 else 11)
-        fig.add_trace(heatmap(s.points, w, a, 0 if cols == 3 else 1, textfont=font), i//cols + 1, i%cols + 1)
-    fig.update_xaxes(bits_axis(a, None)).update_yaxes(bits_axis(w, None, autorange='reversed'))
-    fig.update_xaxes(title='activation bits', row=rows).update_yaxes(title='weight bits', col=1)
-    fig.update_layout(coloraxis=ACCURACY)
+        row, col, last = i//cols + 1, i%cols + 1, i + cols >= n
+        fig.add_trace(heatmap(s.points, w, a, 0 if cols == 3 else 1, textfont_size=9 if cols == 3 else 11), row, col)
+        across = bits_axis(a, 'activation bits' if last else None, showticklabels=last)
+        down = bits_axis(w, 'weight bits' if col == 1 else None, autorange='reversed')
+        fig.update_xaxes(across, row=row, col=col).update_yaxes(down, row=row, col=col)
+    for i in range(n, rows*cols):
+        fig.update_xaxes(visible=False, row=rows, col=i%cols + 1).update_yaxes(visible=False, row=rows, col=i%cols + 1)
     name_figure(fig, title, caption)
-    top = fig.layout.margin.t + 20
-    return fig.update_layout(height=300*rows + top + 55, margin_t=top)
+    top = fig.layout.margin.t + head
+    return fig.update_layout(height=290*rows + head*(rows - 1) + top + 55, margin_t=top)
 
 # %% ../nbs/40_plots.ipynb #def298f6
 def difference(
@@ -63,7 +68,8 @@ def difference(
                                    f'{100*a.at(p).accuracy:.1f} against {100*b.at(p).accuracy:.1f} %',
                                    f'intervals {"overlap" if overlap(p) else "apart"}'))
     reach = max(0.1, *(abs(gap(p)) for p in both))
-    shown = dict(text=grid(lambda p: f'{gap(p):+.1f}', ''), texttemplate='%{text}') if len(w)*len(x) <= 100 else {}
+    said = grid(lambda p: ink(f'{gap(p):+.1f}', abs(gap(p)) > 0.7*reach), '')
+    shown = dict(text=said, texttemplate='%{text}', textfont_size=12) if len(w)*len(x) <= 100 else {}
     fig = go.Figure(go.Heatmap(
         x=[*map(label, x)], y=[*map(label, w)], z=grid(gap, None), zmin=-reach, zmax=reach, colorscale='RdBu',
         xgap=1, ygap=1, hovertext=grid(hover, ''), hoverinfo='text', hoverongaps=False,
@@ -74,9 +80,9 @@ def difference(
     return name_figure(fig, title or f'{a.title or "first"} minus {b.title or "second"}', caption)
 
 # %% ../nbs/40_plots.ipynb #343e2bac
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's, safe for colour-blind eyes
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's colour-blind-safe set
 DASHES = ('solid', 'dash', 'dot', 'dashdot', 'longdash')
-SYMBOLS = ('circle', 'square', 'diamond', 'cross', 'x', 'star', 'triangle-up')
+SYMBOLS = ('circle', 'square', 'diamond', 'triangle-up', 'star', 'x', 'cross')
 
 
 def look(
@@ -122,13 +128,15 @@ def diagonal(
     fig = go.Figure()
     for i,(name, line) in enumerate(lines):
         aside = 0.05*(i - (len(lines) - 1)/2)
-        fig.add_scatter(x=[bits.index(w) + aside for w in line], y=[p.accuracy for p in line.values()], name=name, **look(i),
-                        mode='lines+markers' if i < len(surfaces) else 'markers', error_y=whisker(line.values()),
-                        hoverinfo='text+name', hovertext=[describe(Bits(w, w), p) for w,p in line.items()])
-    ticks = dict(tickvals=[*range(len(bits))], ticktext=[*map(label, bits)], zeroline=False)
+        x, y = [bits.index(w) + aside for w in line], [p.accuracy for p in line.values()]
+        hover = dict(hoverinfo='text+name', hovertext=[describe(Bits(w, w), p) for w,p in line.items()])
+        mode = 'lines+markers' if i < len(surfaces) else 'markers'
+        fig.add_scatter(x=x, y=y, error_y=whisker(line.values()), name=name, mode=mode, **look(i), **hover)
+    ticks = dict(tickvals=[*range(len(bits))], ticktext=[*map(label, bits)], zeroline=False,
+                 ticks='outside', ticklen=7, tickcolor='rgba(0,0,0,0)')
     fig.update_xaxes(title='bits of weights and activations', **ticks)
     fig.update_yaxes(title='accuracy', range=[0, 1.02], tickformat='.0%')
-    fig.update_traces(marker=dict(size=11, line_width=2), selector=dict(mode='markers'))
+    fig.update_traces(marker_size=11, selector=dict(mode='markers'))
     return below(name_figure(fig.update_layout(height=440), title, caption))
 
 # %% ../nbs/40_plots.ipynb #67226d7c
@@ -143,7 +151,8 @@ def log_axis(
     ticks = [m*10.0**k for k in range(math.floor(low) - 1, math.ceil(high) + 1) for m in steps]
     pad = 0.04*(high - low) + 0.02
     text = [si(t, unit) for t in ticks]
-    return dict(type='log', range=[low - pad, high + pad], tickvals=ticks, ticktext=text, title=title)
+    return dict(type='log', range=[low - pad, high + pad], tickvals=ticks, ticktext=text, title=title,
+                ticks='outside', ticklen=7, tickcolor='rgba(0,0,0,0)')
 
 # %% ../nbs/40_plots.ipynb #7ff9a7ca
 def frontier(
@@ -155,13 +164,14 @@ def frontier(
     "What a cost buys, method by method."
     fig, seen = go.Figure(), []
     for i,(name, s) in enumerate(surfaces.items()):
-        front = s.pareto(cost)
+        front = [b for b in s.pareto(cost) if getattr(s.at(b), cost)]
         spent = {b: getattr(s.at(b), cost) for b in s if getattr(s.at(b), cost)}
-        rest = dict(mode='markers', opacity=0.35, showlegend=False)
-        for pairs,how in (([b for b in spent if b not in front], rest), (front, dict(mode='lines+markers', line_shape='hv'))):
-            fig.add_scatter(x=[spent[b] for b in pairs], y=[s.at(b).accuracy for b in pairs], name=name, legendgroup=name,
-                            hoverinfo='text+name', hovertext=[describe(b, s.at(b)) for b in pairs], **look(i))
-            fig.update_traces(how, selector=len(fig.data) - 1)
+        cloud = dict(mode='markers', opacity=0.35, showlegend=False)
+        stairs = dict(mode='lines+markers', line_shape='hv')
+        for pairs,how in (([b for b in spent if b not in front], cloud), (front, stairs)):
+            x, y = [spent[b] for b in pairs], [s.at(b).accuracy for b in pairs]
+            hover = dict(hoverinfo='text+name', hovertext=[describe(b, s.at(b)) for b in pairs])
+            fig.add_trace(go.Scatter(x=x, y=y, name=name, legendgroup=name, **look(i), **hover).update(how))
         seen += spent.values()
     unit, text = ('B', 'bytes of weights') if cost == 'bytes' else ('', 'bit operations of one forward pass')
     fig.update_xaxes(log_axis(seen, unit, text))
@@ -192,18 +202,19 @@ def training(
     panels = metrics(history)
     fig = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.12/len(panels))
     for row,(panel, names) in enumerate(panels.items(), 1):
-        for k in names:
-            seen = history[[along, k]].dropna()
-            fig.add_scatter(x=seen[along].tolist(), y=seen[k].tolist(), name=k, mode='lines' + '+markers'*(len(seen) <= 30),
-                            **look(len(fig.data), 1.6), row=row, col=1)
-        fig.update_yaxes(dict(title=panel) | (dict(range=[0, 1.02], tickformat='.0%') if panel == 'accuracy' else {}), row=row)
+        for i,k in enumerate(names):
+            seen, how = history[[along, k]].dropna(), look(len(fig.data), 1.6)
+            how['line']['dash'], how['mode'] = DASHES[i % len(DASHES)], 'lines' + '+markers'*(len(seen) <= 30)
+            fig.add_scatter(x=seen[along].tolist(), y=seen[k].tolist(), name=k, **how, row=row, col=1)
+        percent = dict(range=[0, 1.02], tickformat='.0%') if panel == 'accuracy' else {}
+        fig.update_yaxes(title=panel, row=row, **percent)
     fig.update_xaxes(title=along, row=len(panels))
     return below(name_figure(fig.update_layout(height=170*len(panels) + 190), title, caption))
 
 # %% ../nbs/40_plots.ipynb #fe700508
 FONT = 'system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif'
 STYLE = dedent('''\
-    :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --text: #1c2126; --soft: #57606a; --line: #d8dee4; }
+    :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2126; --soft: #57606a; --line: #ddd; }
     @media (prefers-color-scheme: dark) {
       :root { --page: #14171b; --card: #1d2228; --text: #e4e8ec; --soft: #a3adb8; --line: #39414a; }
     }
@@ -216,7 +227,7 @@ STYLE = dedent('''\
       margin: 22px 0; padding: 14px; overflow-x: auto;
       background: var(--card); border: 1px solid var(--line); border-radius: 8px;
     }
-    .plot { min-width: 520px; }
+    .plot { min-width: 720px; }
     figcaption { color: var(--soft); margin: 6px 6px 2px; font-size: 0.95rem; }
     table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
     th, td { padding: 4px 10px; text-align: right; border: 0; border-bottom: 1px solid var(--line); }
@@ -283,7 +294,8 @@ def part(
     "A part of a page (ValueError when it is neither text, figure nor table)."
     if isinstance(value, str): return value if value.lstrip().startswith('<') else f'<p>{value}</p>'
     if isinstance(value, go.Figure): return figure(value, name)
-    if not isinstance(value, pd.DataFrame): raise ValueError(f'a page holds text, figures and tables, got {type(value).__name__}')
+    if not isinstance(value, pd.DataFrame):
+        raise ValueError(f'a page holds text, figures and tables, got {type(value).__name__}')
     how = dict(border=0, index=not isinstance(value.index, pd.RangeIndex), na_rep='', float_format='{:.4g}'.format)
     return f'<div class="table">{value.to_html(**how)}</div>'
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORBAR', 'ACCURACY', 'FORMAT', 'VERSION', 'wilson', 'mean_interval', 'Point', 'check_point', 'label', 'widths',
-           'table', 'costs', 'pareto', 'best', 'si', 'describe', 'heatmap', 'relief', 'bits_axis', 'name_figure',
+           'table', 'costs', 'pareto', 'best', 'si', 'describe', 'ink', 'heatmap', 'relief', 'bits_axis', 'name_figure',
            'scene', 'toggle', 'draw', 'write_text', 'dumps', 'loads', 'Surface']
 
 # %% ../nbs/05_surface.ipynb #aa8dd22d
@@ -168,6 +168,14 @@ def describe(
     return '<br>'.join(lines)
 
 # %% ../nbs/05_surface.ipynb #5b0c7aa7
+def ink(
+    text:str,       # What a cell says
+    on_dark:bool,   # Is the cell dark?
+) -> str:           # The same in white or near black
+    "Cell text that stands out from its cell."
+    return f'<span style="color:{"#fff" if on_dark else "#111"}">{text}</span>'
+
+
 def heatmap(
     points:Mapping[Bits, Point],     # Measurements by pair
     w:list[int],                     # Weight widths of the axis
@@ -177,8 +185,8 @@ def heatmap(
 ) -> go.Heatmap:                     # One trace; cells carry their percentage when there are at most 100
     "The surface as a heat map trace on the colour axis of its figure."
     at = lambda f, none: [[f(Bits(i, j), points[Bits(i, j)]) if Bits(i, j) in points else none for j in a] for i in w]
-    percent = at(lambda b, p: f'{100*p.accuracy:.{decimals}f}', '')
-    if len(w)*len(a) <= 100: kwargs = dict(text=percent, texttemplate='%{text}') | kwargs
+    percent = at(lambda b, p: ink(f'{100*p.accuracy:.{decimals}f}', p.accuracy < 0.45), '')
+    if len(w)*len(a) <= 100: kwargs = dict(text=percent, texttemplate='%{text}', textfont_size=12) | kwargs
     hover = dict(hovertext=at(describe, ''), hoverinfo='text', hoverongaps=False)
     return go.Heatmap(x=[*map(label, a)], y=[*map(label, w)], z=at(lambda b, p: p.accuracy, None),
                       coloraxis='coloraxis', xgap=1, ygap=1, **hover, **kwargs)
@@ -208,8 +216,8 @@ def bits_axis(
     **kwargs,         # Anything else for the axis
 ) -> dict:            # Settings for `xaxis` or `yaxis`
     "An axis of bitwidths, evenly spaced, FP by name."
-    order = dict(type='category', categoryorder='array', categoryarray=[*map(label, bits)])
-    return order | dict(title=title, showgrid=False, zeroline=False, ticks='') | kwargs
+    order = dict(type='category', categoryorder='array', categoryarray=[*map(label, bits)], title=title)
+    return order | dict(showgrid=False, zeroline=False, ticks='outside', tickcolor='rgba(0,0,0,0)') | kwargs
 
 
 def name_figure(
@@ -231,8 +239,8 @@ def scene(
 ) -> dict:       # Settings for a figure's `scene`
     "Three axes for a relief, seen from above the coarse corner."
     axis = lambda bits, name: dict(tickvals=[*range(len(bits))], ticktext=[*map(label, bits)], title=name)
-    eye = dict(eye=dict(x=-1.35, y=-1.35, z=0.85), center=dict(z=-0.15))
-    height = dict(title='accuracy', range=[0, 1], tickformat='.0%')
+    eye = dict(eye=dict(x=-1.3, y=-1.3, z=0.75), center=dict(z=-0.22))
+    height = dict(title='accuracy', range=[0, 1], tickformat='.0%', tickvals=[0.25, 0.5, 0.75, 1])
     return dict(xaxis=axis(a, 'activation bits'), yaxis=axis(w, 'weight bits'), zaxis=height,
                 aspectmode='manual', aspectratio=dict(x=1.1, y=1.1, z=0.75), camera=eye)
 

@@ -1,5 +1,6 @@
 "What every test may rely on: the tree under test, one thread a process, and what this machine has."
 import os, shutil, subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -11,27 +12,29 @@ os.environ |= {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'OPENBLAS_NUM_THR
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 
+def git_files(*options):
+    "What `git ls-files` prints, or None where there is no git or no checkout."
+    if not (ROOT/'.git').exists() or not shutil.which('git'): return None
+    done = subprocess.run(['git', '-c', f'safe.directory={ROOT}', 'ls-files', '-z', *options], cwd=ROOT, capture_output=True, text=True)
+    return [Path(f) for f in done.stdout.split('\0') if f] if done.returncode == 0 else None
+
+
 def source_files():
-    "Files that git tracks or would track, relative to the root."
-    done = subprocess.run(['git', '-c', f'safe.directory={ROOT}', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
-                          cwd=ROOT, capture_output=True, text=True) if shutil.which('git') else None
-    if done is None or done.returncode or not (ROOT/'.git').exists(): pytest.skip('needs git and a git checkout to know which files belong')
-    return sorted(f for f in map(Path, filter(None, done.stdout.split('\0'))) if (ROOT/f).is_file())
+    "Files that belong to the repository, committed or not, relative to the root."
+    files = git_files('--cached', '--others', '--exclude-standard')
+    if files is None:
+        rules = [line.strip('/') for line in (ROOT/'.gitignore').read_text(encoding='utf-8').split()] + ['.git']
+        files = [f for p in ROOT.rglob('*') for f in [p.relative_to(ROOT)]
+                 if not any(fnmatch(part, r) for r in rules for part in (*f.parts, *map(str, f.parents)))]
+    return sorted(f for f in files if (ROOT/f).is_file())
 
 
-@pytest.fixture(scope='session')
-def root():
-    "The repository."
-    return ROOT
-
-
-@pytest.fixture
-def source_tree(tmp_path):
-    "A private copy of the repository's own files."
+def copy_source(folder):
+    "A private copy of the repository's own files in `folder`."
     for f in source_files():
-        (tmp_path/'tree'/f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT/f, tmp_path/'tree'/f)
-    return tmp_path/'tree'
+        (folder/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/f, folder/f)
+    return folder
 
 
 @pytest.fixture(scope='session')

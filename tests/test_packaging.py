@@ -1,10 +1,10 @@
 "The wheel: what is in it, and that it works away from the repository."
-import os, re, shutil, subprocess, sys, tarfile, zipfile
+import os, re, subprocess, sys, tarfile, zipfile
 from configparser import ConfigParser
 
 import pytest
 
-from conftest import ROOT, source_files
+from conftest import ROOT, copy_source, source_files
 
 PIP = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
 
@@ -19,10 +19,7 @@ def run(*command, **kw):
 def wheel(tmp_path_factory):
     "A wheel built from a copy of the repository's own files."
     folder = tmp_path_factory.mktemp('wheel')
-    for f in source_files():
-        (folder/'tree'/f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT/f, folder/'tree'/f)
-    run(*PIP, 'wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', folder, folder/'tree')
+    run(*PIP, 'wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', folder, copy_source(folder/'tree'))
     return next(folder.glob('*.whl'))
 
 
@@ -72,8 +69,8 @@ def test_installed_package_finds_its_own_files(installed, elsewhere):
 def test_installed_command_answers(elsewhere, command): assert 'Usage' in elsewhere('-m', 'mebqat.cli', command, '--help')
 
 
-def test_source_archive_builds_the_same_wheel(source_tree, wheel, tmp_path):
-    run(sys.executable, '-m', 'build', '--sdist', '--no-isolation', '--outdir', tmp_path, source_tree)
+def test_source_archive_builds_the_same_wheel(wheel, tmp_path):
+    run(sys.executable, '-m', 'build', '--sdist', '--no-isolation', '--outdir', tmp_path, copy_source(tmp_path/'tree'))
     tarfile.open(next(tmp_path.glob('*.tar.gz'))).extractall(tmp_path/'unpacked', filter='data')
     run(*PIP, 'wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', tmp_path, next((tmp_path/'unpacked').iterdir()))
     names = lambda path: sorted(zipfile.ZipFile(path).namelist())
