@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORBAR', 'ACCURACY', 'FORMAT', 'VERSION', 'wilson', 'mean_interval', 'Point', 'check_point', 'label', 'widths',
            'table', 'costs', 'pareto', 'best', 'si', 'describe', 'ink', 'heatmap', 'relief', 'bits_axis', 'name_figure',
-           'scene', 'toggle', 'draw', 'write_text', 'dumps', 'loads', 'Surface']
+           'scene', 'toggle', 'draw', 'write_text', 'dumps', 'loads', 'Measurements', 'Surface']
 
 # %% ../nbs/05_surface.ipynb #aa8dd22d
 import json, math, os
@@ -333,8 +333,8 @@ def loads(
         raise ValueError(f'damaged surface ({type(e).__name__}: {e}); save it again') from None
 
 # %% ../nbs/05_surface.ipynb #b17921d3
-class Surface:
-    "Accuracy by pair of bits, with intervals, costs and the protocol that produced them."
+class Measurements:
+    "Points by pair of bits and the protocol that produced them, fixed once made."
     def __init__(self,
         points:Mapping[Bits, Point], # Measurements by pair
         title:str='',                # Short name, for plots and tables
@@ -347,38 +347,71 @@ class Surface:
 
     def __len__(self) -> int: return len(self.points)
     def __iter__(self) -> Iterator[Bits]: return iter(self.points)
-    def __contains__(self, bits) -> bool: return bits in self.points
-    def __eq__(self, other) -> bool: return isinstance(other, Surface) and vars(self) == vars(other)
-    def __repr__(self):
-        return f'Surface({self.title+": " if self.title else ""}{len(self)} pairs, mean accuracy {self.mean():.3f})'
+    def __contains__(self, bits:Bits) -> bool: return bits in self.points
+    def __eq__(self, other:object) -> bool: return type(other) is type(self) and vars(self) == vars(other)
 
-    def _repr_html_(self):
-        protocol = ', '.join(f'{k}: {v}' for k,v in self.meta.items() if not isinstance(v, (dict, list)))
-        head = f'<p>{escape(repr(self))}<br><small>{escape(protocol)}</small></p>'
-        return head + self.table().to_html(float_format='{:.3f}'.format, na_rep='')
-
-    @property
-    def space(self) -> BitSpace: return BitSpace(self.points)
-    def mean(self) -> float: return math.fsum(p.accuracy for p in self.points.values())/len(self)
-    def table(self, value:str='accuracy') -> pd.DataFrame: return table(self.points, value)
-    def to_frame(self) -> pd.DataFrame:
-        return pd.DataFrame([{'w': b.w, 'a': b.a} | asdict(p) for b,p in self.points.items()])
-    def pareto(self, cost:str='bytes') -> list[Bits]: return pareto(self.points, cost)
-    def best(self, max_bytes:float|None=None, max_bitops:float|None=None) -> Bits:
-        return best(self.points, max_bytes, max_bitops)
-
-    def plot(self, kind:str='heatmap', caption:str='') -> go.Figure: return draw(self.points, kind, self.title, caption)
-    def save(self, path:str|Path) -> Path: return write_text(path, dumps(self.points, self.title, self.meta))
-
-    def at(self, bits:Bits) -> Point:
+    def at(self,
+        bits:Bits, # A pair
+    ) -> Point:    # What was measured there
         "The point at a pair (ValueError naming the nearest pairs when it is not there)."
         if bits in self.points: return self.points[bits]
         if not isinstance(bits, Bits): raise ValueError(f'a Surface is asked for Bits, got {bits!r}; see Bits.parse')
         near = sorted(self.points, key=lambda b: (abs(b.w - bits.w) + abs(b.a - bits.a), b))[:3]
         raise ValueError(f'no point at {bits}; nearest: {", ".join(map(str, near))}')
 
+    @property
+    def space(self) -> BitSpace: return BitSpace(self.points)
+
+    def mean(self) -> float: # Unweighted over the pairs
+        "Mean accuracy."
+        return math.fsum(p.accuracy for p in self.points.values())/len(self)
+
+    def to_frame(self) -> pd.DataFrame: # Columns w, a, then the fields of `Point`
+        "One row per pair."
+        return pd.DataFrame([{'w': b.w, 'a': b.a} | asdict(p) for b,p in self.points.items()])
+
+# %% ../nbs/05_surface.ipynb #77442dd2
+class Surface(Measurements):
+    "Accuracy over bitwidths, with intervals and costs: to tabulate, choose from, plot and keep."
+    def table(self,
+        value:str='accuracy', # Which field of `Point`
+    ) -> pd.DataFrame:        # Weights down, activations across; NaN where a pair was not measured
+        "One field of the points as a map."
+        return table(self.points, value)
+
+    def pareto(self,
+        cost:str='bytes', # `bytes` or `bitops`
+    ) -> list[Bits]:      # From cheap to dear, each more accurate than the one before
+        "The pairs that no cheaper pair matches."
+        return pareto(self.points, cost)
+
+    def best(self,
+        max_bytes:float|None=None,  # Storage allowed
+        max_bitops:float|None=None, # Bit operations allowed
+    ) -> Bits:                      # The most accurate pair allowed; of equals, the cheapest
+        "Choose a pair under a budget (ValueError when none fits)."
+        return best(self.points, max_bytes, max_bitops)
+
+    def plot(self,
+        kind:str='heatmap', # `heatmap`, `surface` (3-D) or `both`, with buttons between them
+        caption:str='',     # One sentence that says what to see
+    ) -> go.Figure:         # Weights down, activations across, accuracy 0..1
+        "Plot accuracy over bitwidths."
+        return draw(self.points, kind, self.title, caption)
+
+    def save(self, path:str|Path) -> Path: return write_text(path, dumps(self.points, self.title, self.meta))
+
     @classmethod
     def load(cls, path:str|Path) -> 'Surface':
         "Read a saved surface (ValueError naming the file when it is not one)."
         try: return cls(*loads(Path(path).read_bytes()))
         except ValueError as e: raise ValueError(f'{path}: {e}') from None
+
+    def __repr__(self):
+        name = f'{self.title}: ' if self.title else ''
+        return f'Surface({name}{len(self)} pairs, mean accuracy {self.mean():.3f})'
+
+    def _repr_html_(self):
+        protocol = ', '.join(f'{k}: {v}' for k,v in self.meta.items() if not isinstance(v, (dict, list)))
+        head = f'<p>{escape(repr(self))}<br><small>{escape(protocol)}</small></p>'
+        return head + self.table().to_html(float_format='{:.3f}'.format, na_rep='')
