@@ -1,8 +1,9 @@
 # Every target sets up .venv by itself; nothing needs to be installed or activated first.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --use-pep517
 BENCHES := $(sort $(wildcard tests/bench/[a-z]*.py))
+WAIT := Installing into .venv; the first time this takes minutes and, on Linux, about 6 GB
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab export bench browser clean distclean
@@ -42,21 +43,23 @@ bench: .venv/.dev .venv/.learn2learn
 	@touch $@
 
 .venv/.demo: settings.ini setup.py | .venv/.python
-	@echo 'Installing into .venv: minutes, and on Linux about 5 GB, the first time'
-	$(PIP) install -e .
+	@echo '$(WAIT)'
+	$(INSTALL) -e .
 	@touch $@
 
 .venv/.lab: settings.ini setup.py | .venv/.python
-	$(PIP) install -e '.[lab]'
+	@echo '$(WAIT)'
+	$(INSTALL) -e '.[lab]'
 	@touch .venv/.demo $@
 
 .venv/.dev: settings.ini setup.py | .venv/.python
-	$(PIP) install -e '.[dev]'
+	@echo '$(WAIT)'
+	$(INSTALL) -e '.[dev]'
 	@touch .venv/.demo .venv/.lab $@
 
 # Its published C code is too old for Python 3.11, so it is built anew, without its pins (numpy below 2).
 .venv/.learn2learn: | .venv/.dev
-	@if $(PIP) install --no-deps --use-pep517 --config-settings '--build-option=build_ext' learn2learn==0.2.0; then touch $@; \
+	@if $(INSTALL) --no-deps --config-settings '--build-option=build_ext' learn2learn==0.2.0; then touch $@; \
 	else echo 'learn2learn did not build (it needs a C compiler): tests that compare with it will be skipped'; fi
 
 browser:
