@@ -8,7 +8,7 @@ __all__ = ['LayerCost', 'macs_of', 'trace', 'not_counted', 'stored', 'Cost', 'ba
 # %% ../nbs/04_cost.ipynb #c976b57f
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -67,7 +67,8 @@ def _looking(model, hooks):
 def _arguments(model, example):
     "Inputs from an example: a batch, a tuple of inputs, or a shape."
     if isinstance(example, Tensor): return (example,)
-    if not isinstance(example, tuple) or not example: raise ValueError(f'example must be a batch, a tuple of inputs or a shape such as (1, 3, 32, 32); got {example!r}')
+    if not isinstance(example, tuple) or not example:
+        raise ValueError(f'example must be a batch, a tuple of inputs or a shape like (1, 3, 32, 32); got {example!r}')
     if all(isinstance(n, int) for n in example):
         if min(example) < 1: raise ValueError(f'a shape needs positive sizes, got {example}')
         like = next(model.parameters(), torch.zeros(()))
@@ -98,15 +99,20 @@ def trace(
 _FREE = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)  # elementwise: zero operations by convention
 
 
+def _quantizers(model):
+    "The weight and input quantizers of all quantized layers."
+    return [q for m in model.modules() if isinstance(m, Quantized) for q in (m.weight_quantizer, m.act_quantizer)]
+
+
 def not_counted(
     model:nn.Module,          # Any network
     counted:set[nn.Module],   # Layers whose operations were counted
 ) -> dict[str, str]:          # Module name to class and number of parameters
     "Modules that own parameters but whose operations nobody counted."
-    known = {p for m in model.modules() if isinstance(m, Quantized) for q in (m.weight_quantizer, m.act_quantizer) for p in q.modules()}
+    known = counted | {part for q in _quantizers(model) for part in q.modules()}
     kind = lambda m: type(m).__name__ + ' that was never called'*isinstance(m, (_ConvNd, nn.Linear))
     return {name or 'the model itself': f'{kind(m)}, {sum(p.numel() for p in own):,} parameters'
-            for name,m in model.named_modules() if m not in counted | known and not isinstance(m, _FREE)
+            for name,m in model.named_modules() if m not in known and not isinstance(m, _FREE)
             if (own := list(m.parameters(recurse=False)))}
 
 # %% ../nbs/04_cost.ipynb #108545dd
@@ -120,10 +126,9 @@ def stored(
     counted:set[nn.Module],  # Layers whose weights are accounted for elsewhere
 ) -> tuple[int, int]:        # Bytes of quantizers, bytes of everything else
     "Bytes of a model beside the weights of its counted layers."
-    quantizers = [t for m in model.modules() if isinstance(m, Quantized) for q in (m.weight_quantizer, m.act_quantizer) for t in (*q.parameters(), *q.buffers())]
-    mine = {id(t): t for t in quantizers}
-    apart = {*mine, *(id(m.weight) for m in counted)}
-    return _size(mine.values()), _size(t for t in (*model.parameters(), *model.buffers()) if id(t) not in apart)
+    own = {id(t): t for q in _quantizers(model) for t in (*q.parameters(), *q.buffers())}
+    apart = {*own, *(id(m.weight) for m in counted)}
+    return _size(own.values()), _size(t for t in (*model.parameters(), *model.buffers()) if id(t) not in apart)
 
 # %% ../nbs/04_cost.ipynb #672bff9e
 def _si(n, unit):
@@ -156,15 +161,19 @@ class Cost:
     def compression(self) -> float: return sum(4*l.weights for l in self.layers)/self.weight_bytes
 
     def __repr__(self):
-        parts = [_si(self.macs, 'MAC'), _si(self.bitops, 'BitOPs'), f'{_si(self.weight_bytes, "B")} of weights, {self.compression:.2f}x smaller']
-        return f'Cost({", ".join(parts)}{f", {len(self.uncounted)} modules not counted" if self.uncounted else ""})'
+        parts = [_si(self.macs, 'MAC'), _si(self.bitops, 'BitOPs'), f'{_si(self.weight_bytes, "B")} of weights',
+                 f'{self.compression:.2f}x smaller']
+        if self.uncounted: parts.append(f'{len(self.uncounted)} modules not counted')
+        return f'Cost({", ".join(parts)})'
 
     def to_frame(self) -> pd.DataFrame:
         "One row per layer and a row of totals."
-        cells = lambda c: {'macs': c.macs, 'bitops': c.bitops, 'bytes': c.weight_bytes}
-        rows = {l.name: {'kind': l.kind, 'bits': str(l.bits), 'quantized': l.quantized, 'weights': l.weights, **cells(l)} for l in self.layers}
-        total = {'kind': '', 'bits': '', 'quantized': all(l.quantized for l in self.layers), 'weights': sum(l.weights for l in self.layers), **cells(self)}
-        return pd.DataFrame.from_dict({**rows, 'total': total}, orient='index').rename_axis('layer')
+        df = pd.DataFrame([{'layer': l.name, 'kind': l.kind, 'bits': str(l.bits), 'quantized': l.quantized,
+                            'weights': l.weights, 'macs': l.macs, 'bitops': l.bitops, 'bytes': l.weight_bytes}
+                           for l in self.layers]).set_index('layer')
+        weights, every = sum(l.weights for l in self.layers), all(l.quantized for l in self.layers)
+        df.loc['total'] = ['', '', every, weights, self.macs, self.bitops, self.weight_bytes]
+        return df
 
     def plot(self) -> go.Figure:
         "Bit operations and weight bytes, layer by layer."
@@ -177,8 +186,9 @@ def bars(
     "Bar charts of a cost's layers."
     fig, names = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=.06), [l.name for l in cost.layers]
     notes = [f'{l.kind}, {l.bits}, {l.macs:,} MACs, {l.weights:,} weights' for l in cost.layers]
-    for row,(title, values, color) in enumerate((('bit operations', [l.bitops for l in cost.layers], '#0072B2'),
-                                                ('bytes of weights', [l.weight_bytes for l in cost.layers], '#E69F00')), 1):
+    shown = (('bit operations', [l.bitops for l in cost.layers], '#0072B2'),
+             ('bytes of weights', [l.weight_bytes for l in cost.layers], '#E69F00'))
+    for row,(title, values, color) in enumerate(shown, 1):
         fig.add_bar(x=names, y=values, marker_color=color, name=title, customdata=notes, row=row, col=1,
                     hovertemplate=f'%{{x}}<br>%{{y:,}} {title}<br>%{{customdata}}<extra></extra>')
         fig.update_yaxes(title_text=title, row=row, col=1)
@@ -210,18 +220,21 @@ class Profile:
     ) -> Cost:
         "The cost at these bits; ValueError for a layer name or pair the model does not have."
         chosen = _chosen(self, bits)
-        layers = tuple(LayerCost(l.name, l.kind, l.macs, l.weights, chosen.get(l.name, FULL_PAIR), l.quantized) for l in self.layers)
-        return Cost(layers, self.other_bytes, self.quantizer_bytes, self.uncounted)
+        layers = (replace(l, bits=chosen.get(l.name, FULL_PAIR)) for l in self.layers)
+        return Cost(tuple(layers), self.other_bytes, self.quantizer_bytes, self.uncounted)
 
 
 def _chosen(profile, bits):
     "Layer name to pair under a setting."
     if any(l.quantized for l in profile.layers): return bits_of(profile.model, bits)
     if isinstance(bits, Policy):
-        if unknown := [n for n in bits if n not in profile.names]: raise ValueError(f'the policy names {unknown[0]!r}, which is no layer of this model; it has {", ".join(profile.names)}')
-        return bits
+        unknown = [n for n in bits if n not in profile.names]
+        if not unknown: return bits
+        raise ValueError(f'the policy names {unknown[0]!r}, which is no layer here; the model has {", ".join(profile.names)}')
     if not isinstance(bits, Bits): raise ValueError(f'bits must be Bits or a Policy, got {bits!r}')
-    if not bits.is_full: raise ValueError(f'this profile is of a float model, which does not run at {bits}; quantize and profile it again, or say what each layer gets: profile.policy({bits!r})')
+    if not bits.is_full:
+        raise ValueError(f'this profile is of a float model, which does not run at {bits}; '
+                         f'quantize and profile it again, or say what each layer gets: profile.policy({bits!r})')
     return {}
 
 # %% ../nbs/04_cost.ipynb #4b554eac
@@ -231,10 +244,11 @@ def profile(
 ) -> Profile:              # `.at(bits)` gives the cost
     "Trace a model once (MACs are per image); ValueError if the example does not fit or reaches no layer."
     macs = trace(model, example)
-    if not macs: raise ValueError('the example reaches no convolution and no linear layer, so there is nothing to count')
+    if not macs: raise ValueError('the example reaches no convolution or linear layer; there is nothing to count')
     names, seen, layers = {m: n for n,m in model.named_modules()}, set(), []
     for m,n in macs.items():
-        layers.append(LayerCost(names[m], type(m).__name__, n, 0 if id(m.weight) in seen else m.weight.numel(), quantized=isinstance(m, Quantized)))
+        weights = 0 if id(m.weight) in seen else m.weight.numel()  # tied weights are stored once
+        layers.append(LayerCost(names[m], type(m).__name__, n, weights, quantized=isinstance(m, Quantized)))
         seen.add(id(m.weight))
     quantizer_bytes, other_bytes = stored(model, set(macs))
     return Profile(model, tuple(layers), other_bytes, quantizer_bytes, not_counted(model, set(macs)))

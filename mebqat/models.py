@@ -21,7 +21,8 @@ def check_positive(
 ) -> None:
     "Refuse a size that is no positive integer (ValueError)."
     for name,n in sizes.items():
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1: raise ValueError(f'{name} must be a positive integer, got {n!r}')
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ValueError(f'{name} must be a positive integer, got {n!r}')
 
 
 def pooled(
@@ -30,7 +31,8 @@ def pooled(
 ) -> int:           # Side of the final map
     "Side of the map after `pools` halvings (ValueError when nothing is left)."
     check_positive(image_size=image_size)
-    if image_size < 2**pools: raise ValueError(f'image_size {image_size} is too small: halving it {pools} times needs at least {2**pools} pixels')
+    if image_size < 2**pools:
+        raise ValueError(f'image_size {image_size} is too small: {pools} halvings need at least {2**pools} pixels')
     return image_size//2**pools
 
 # %% ../nbs/12_models.ipynb #35d2ff89
@@ -115,11 +117,17 @@ class ZeroPadShortcut(nn.Module):
         super().__init__()
         self.extra, self.stride = extra, stride
 
-    def forward(self, x:Tensor) -> Tensor: return F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, 0, self.extra))
+    def forward(self, x:Tensor) -> Tensor:
+        return F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, 0, self.extra))
 
     def extra_repr(self) -> str: return f'extra={self.extra}, stride={self.stride}'
 
 # %% ../nbs/12_models.ipynb #e7a3229b
+def _projection(c_in, c_out, stride=1):
+    "1x1 convolution and batch norm."
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(c_in, c_out, 1, stride, bias=False), norm=nn.BatchNorm2d(c_out)))
+
+
 class BasicBlock(nn.Module):
     "Two 3x3 convolutions with batch norm, added to the shortcut, then ReLU."
     def __init__(self,
@@ -134,7 +142,7 @@ class BasicBlock(nn.Module):
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         if c_in == c_out: self.shortcut = nn.Identity()
         elif shortcut == 'A': self.shortcut = ZeroPadShortcut(c_out-c_in, stride)
-        else: self.shortcut = nn.Sequential(OrderedDict(conv=nn.Conv2d(c_in, c_out, 1, stride, bias=False), norm=nn.BatchNorm2d(c_out)))
+        else: self.shortcut = _projection(c_in, c_out, stride)
 
     def forward(self, x:Tensor) -> Tensor:
         out = self.relu1(self.norm1(self.conv1(x)))
@@ -146,7 +154,8 @@ def _stages(block, width, **options):
     "Three stages of three blocks; stages two and three halve the map and double the channels."
     widths, c_in, stages = (width, 2*width, 4*width), width, OrderedDict()
     for s,c in enumerate(widths, 1):
-        stages[f'stage{s}'] = nn.Sequential(*(block(c_in if k == 0 else c, c, 2 if s > 1 and k == 0 else 1, **options) for k in range(3)))
+        first = block(c_in, c, 2 if s > 1 else 1, **options)
+        stages[f'stage{s}'] = nn.Sequential(first, *(block(c, c, **options) for _ in range(2)))
         c_in = c
     return stages
 
@@ -164,9 +173,11 @@ def resnet20(
 ) -> nn.Sequential:     # Images of any size to logits
     "The true CIFAR ResNet-20 (He et al. 2016), with He's start."
     check_positive(n_classes=n_classes, width=width, in_channels=in_channels)
-    if shortcut not in ('A', 'B'): raise ValueError(f"shortcut must be 'A' (zero padding) or 'B' (1x1 convolution), got {shortcut!r}")
-    stem = OrderedDict(conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False), norm=nn.BatchNorm2d(width), relu=nn.ReLU())
-    net = nn.Sequential(OrderedDict(stem, **_stages(BasicBlock, width, shortcut=shortcut), **_head(4*width, n_classes)))
+    if shortcut not in ('A', 'B'):
+        raise ValueError(f"shortcut must be 'A' (zero padding) or 'B' (1x1 convolution), got {shortcut!r}")
+    stem = OrderedDict(conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False), norm=nn.BatchNorm2d(width))
+    stages, head = _stages(BasicBlock, width, shortcut=shortcut), _head(4*width, n_classes)
+    net = nn.Sequential(OrderedDict(stem, relu=nn.ReLU(), **stages, **head))
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.kaiming_normal_(m.weight)
     return net
@@ -184,8 +195,7 @@ class PreActBlock(nn.Module):
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.norm2, self.relu2 = nn.BatchNorm2d(c_out), nn.ReLU()
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.shortcut = None
-        if c_in != c_out: self.shortcut = nn.Sequential(OrderedDict(conv=nn.Conv2d(c_in, c_out, 1, stride, bias=False), norm=nn.BatchNorm2d(c_out)))
+        self.shortcut = None if c_in == c_out else _projection(c_in, c_out, stride)
 
     def forward(self, x:Tensor) -> Tensor:
         act = self.relu1(self.norm1(x))
@@ -202,7 +212,8 @@ def preact_resnet20(
     "Any-Precision's wide pre-activation ResNet-20, the CIFAR network of MEBQAT with DoReFa."
     check_positive(n_classes=n_classes, width=width, in_channels=in_channels)
     stem = OrderedDict(conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
-    return nn.Sequential(OrderedDict(stem, **_stages(PreActBlock, width), norm=nn.BatchNorm2d(4*width), **_head(4*width, n_classes)))
+    stages, head = _stages(PreActBlock, width), _head(4*width, n_classes)
+    return nn.Sequential(OrderedDict(stem, **stages, norm=nn.BatchNorm2d(4*width), **head))
 
 # %% ../nbs/12_models.ipynb #394906f8
 def _svhn_layer(c_in, c_out, kernel=3, padding=0, bias=False, norm=True, pool=False, dropout=0.):
@@ -225,8 +236,9 @@ def cnn8_svhn(
     if side < 1: raise ValueError(f'image_size {image_size} is too small: cnn8_svhn needs at least 40 pixels')
     return nn.Sequential(OrderedDict(
         layer1=_svhn_layer(in_channels, 48, kernel=5, bias=True, norm=False, pool=True),
-        layer2=_svhn_layer(48, 64, padding=1), layer3=_svhn_layer(64, 64, padding=1, pool=True), layer4=_svhn_layer(64, 128),
-        layer5=_svhn_layer(128, 128, padding=1), layer6=_svhn_layer(128, 128), layer7=_svhn_layer(128, 512, kernel=5, norm=False, dropout=.5),
+        layer2=_svhn_layer(48, 64, padding=1), layer3=_svhn_layer(64, 64, padding=1, pool=True),
+        layer4=_svhn_layer(64, 128), layer5=_svhn_layer(128, 128, padding=1), layer6=_svhn_layer(128, 128),
+        layer7=_svhn_layer(128, 512, kernel=5, norm=False, dropout=.5),
         flatten=nn.Flatten(), fc=nn.Linear(512*side**2, n_classes)))
 
 # %% ../nbs/12_models.ipynb #4b254119
@@ -243,7 +255,7 @@ class InvertedResidual(nn.Module):
         c = c_in*expand
         self.expand = _conv_act(c_in, c, act=act) if expand != 1 else nn.Identity()
         self.depthwise = _conv_act(c, c, 3, stride, groups=c, act=act)
-        self.project = nn.Sequential(OrderedDict(conv=nn.Conv2d(c, c_out, 1, bias=False), norm=nn.BatchNorm2d(c_out)))
+        self.project = _projection(c, c_out)
         self.residual = stride == 1 and c_in == c_out
 
     def forward(self, x:Tensor) -> Tensor:
@@ -263,14 +275,15 @@ MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96,
 def mobilenet_v2(
     n_classes:int=10,   # Classes
     in_channels:int=3,  # Channels of the image
-    act:type[nn.Module]=nn.ReLU, # Activation class inside the blocks; the paper's code has ReLU, MobileNet-v2 itself ReLU6
+    act:type[nn.Module]=nn.ReLU, # Activation inside the blocks; `nn.ReLU6` is the usual one
     dropout:float=.2,   # Dropout before the classifier
 ) -> nn.Sequential:     # Images of any size to logits
     "MobileNet-v2 for 32x32 images, MEBQAT's network for the SAT quantizer."
     check_positive(n_classes=n_classes, in_channels=in_channels)
     groups, c_in = OrderedDict(stem=_conv_act(in_channels, 32, 3)), 32
     for g,(expand, c, n, stride) in enumerate(MOBILENET, 1):
-        groups[f'group{g}'] = nn.Sequential(*(InvertedResidual(c_in if k == 0 else c, c, stride if k == 0 else 1, expand, act) for k in range(n)))
+        first = InvertedResidual(c_in, c, stride, expand, act)
+        groups[f'group{g}'] = nn.Sequential(first, *(InvertedResidual(c, c, 1, expand, act) for _ in range(n-1)))
         c_in = c
     head = _head(1280, n_classes)
     return nn.Sequential(OrderedDict(groups, last=_conv_act(c_in, 1280), pool=head['pool'], flatten=head['flatten'],
@@ -290,10 +303,13 @@ def make(
 ) -> nn.Module:                 # A fresh float network
     "Build a network by name; ValueError for an unknown name, a wrong option or a size that does not fit."
     if name not in _BUILDERS: raise ValueError(f'no network called {name!r}; there are {", ".join(NAMES)}')
-    common = {k: v for k,v in (('n_classes', n_classes), ('in_channels', in_channels), ('image_size', image_size)) if v is not None}
+    common = {'n_classes': n_classes, 'in_channels': in_channels, 'image_size': image_size}
+    common = {k: v for k,v in common.items() if v is not None}
     check_positive(**common)
     takes = inspect.signature(_BUILDERS[name]).parameters
-    if unknown := [k for k in options if k not in takes]: raise ValueError(f'{name} has no option {unknown[0]!r}; it takes {", ".join(takes)}')
+    unknown = [k for k in options if k not in takes]
+    if unknown: raise ValueError(f'{name} has no option {unknown[0]!r}; it takes {", ".join(takes)}')
     if 'n_way' in takes and 'n_classes' in common: common['n_way'] = common['n_classes']
-    if 'n_way' in takes and 'n_way' not in common | options: raise ValueError(f'{name} needs n_classes, the number of classes')
+    if 'n_way' in takes and 'n_way' not in common | options:
+        raise ValueError(f'{name} needs n_classes, the number of classes')
     return _BUILDERS[name](**{k: v for k,v in common.items() if k in takes}, **options)

@@ -165,7 +165,7 @@ def test_shared_layers_and_weights():
 def test_frame_and_plot():
     c = cost(make('small_cnn'), (1, 1, 16, 16))
     df = c.to_frame()
-    assert list(df.index[:-1]) == [l.name for l in c.layers] and df.loc['total', 'macs'] == c.macs
+    assert list(df.index[:-1]) == [l.name for l in c.layers] and df.loc['total', 'macs'] == c.macs and df.macs.dtype == df.bitops.dtype == 'int64'
     assert (df.iloc[:-1][['weights', 'macs', 'bitops', 'bytes']].sum() == df.loc['total', ['weights', 'macs', 'bitops', 'bytes']]).all()
     fig = c.plot()
     assert list(fig.data[0].y) == [l.bitops for l in c.layers] and list(fig.data[1].y) == [l.weight_bytes for l in c.layers]
