@@ -230,7 +230,7 @@ def _chosen(profile, bits):
     if isinstance(bits, Policy):
         unknown = [n for n in bits if n not in profile.names]
         if not unknown: return bits
-        raise ValueError(f'the policy names {unknown[0]!r}, which is no layer here; the model has {", ".join(profile.names)}')
+        raise ValueError(f'the policy names {unknown[0]!r}, which is no layer here; there are {", ".join(profile.names)}')
     if not isinstance(bits, Bits): raise ValueError(f'bits must be Bits or a Policy, got {bits!r}')
     if not bits.is_full:
         raise ValueError(f'this profile is of a float model, which does not run at {bits}; '
