@@ -90,6 +90,7 @@ def assign(
     labels:Mapping[str, Tensor], # Labels of each part on disk: `train`, `val`, `test`, or `all`
     val:int|None=None,           # Validation images; a tenth unless given
     seed:int=0,                  # Decides which
+    test:int|None=None,          # Test images where there is no test part; a tenth unless given
 ) -> dict[str, tuple[str, Tensor]]: # For `train`, `val` and `test`: the part it lies in, and positions there
     "Decide which image belongs to which split."
     generator = torch.Generator().manual_seed(seed)
@@ -99,7 +100,7 @@ def assign(
     out = {p: (p, torch.arange(len(labels[p]))) for p in ('val', 'test') if p in labels}
     if 'val' in out and val is not None:
         raise ValueError(f'val={val}: this data comes with its own val folder; leave val out')
-    for split, n in (('test', tenth), ('val', tenth if val is None else val)):
+    for split, n in (('test', tenth if test is None else test), ('val', tenth if val is None else val)):
         if split in out: continue
         if not 0 <= n < len(left):
             raise ValueError(f'val={n} does not fit: there are {len(left)} training images to take it from')
@@ -134,13 +135,14 @@ def in_memory(
     size:int|None=None,                        # Pixels a side
     gray:bool|None=None,                       # One channel, three, or as it is
     norm:tuple[tuple, tuple]|None=None,        # Published mean and standard deviation
+    test:int|None=None,                        # Test images to hold out; a tenth unless given
 ) -> Source:                                   # The same, with `moments`
     "A source made of tensors."
     images = {p: fit_images(x, size, gray) for p,(x, _) in parts.items()}
     make = dict(images=lambda p: images[p], labels=lambda p: parts[p][1], moments=lambda p: moments(images[p]))
     def get(key): return make[key.split('.')[1]](key.split('.')[0])
     if norm and any(x.shape[1] != len(norm[0]) for x in images.values()): norm = None
-    return Source(name, classes, tuple(parts), get, norm)
+    return Source(name, classes, tuple(parts), get, norm, test)
 
 # %% ../nbs/10_data.ipynb #88a6a5f9
 def shipped(
@@ -188,7 +190,7 @@ def _source(name, size, root, download, gray, n_classes, per_class, seed) -> Sou
     "Find a data set by name or path."
     if name == 'digits':
         t = load_file(shipped('digits.safetensors'))
-        return in_memory(name, tuple('0123456789'), {'all': (t['images'], t['labels'])}, size, gray)
+        return in_memory(name, tuple('0123456789'), {'all': (t['images'], t['labels'])}, size, gray, test=540)
     if name == 'glyphs':
         titles = tuple(f'glyph{i:0{len(str(n_classes - 1))}}' for i in range(n_classes))
         return in_memory(name, titles, {'all': glyphs(n_classes, per_class, seed, size or 28)}, gray=gray)
@@ -217,7 +219,7 @@ def load(
         raise ValueError(f'no split {split!r}; there are train, val, test and all')
     source = _source(name, size, root, download, gray, n_classes, per_class, seed)
     labels = {p: source.get(f'{p}.labels') for p in source.parts}
-    rows = assign(labels, val, seed)
+    rows = assign(labels, val, seed, source.test)
     wanted = [(p, torch.arange(len(y))) for p,y in labels.items()] if split == 'all' else [rows[split]]
     images, y = (torch.cat([source.get(f'{p}.{kind}')[i] for p,i in wanted]) for kind in ('images', 'labels'))
     if not len(y): raise ValueError(f'{source.name} has no {split} images: val={val}')

@@ -6,6 +6,7 @@
 __all__ = ['batches_of', 'answers', 'deployed', 'score', 'sweep', 'protocol']
 
 # %% ../nbs/30_evaluate.ipynb #8dd16036
+import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 
@@ -77,7 +78,7 @@ def score(
 ) -> Point:              # Accuracy with its 95 % interval
     "Accuracy at one pair or policy; FloatingPointError if the network's answers are not numbers."
     with deployed(model, bits, bn_data): right, loss = answers(model, data, batch_size)
-    if loss != loss: raise FloatingPointError(f'the network answers NaN at {bits}')
+    if not math.isfinite(loss): raise FloatingPointError(f'the network answers NaN or infinity at {bits}')
     k, n = int(right.sum()), len(right)
     return Point(k/n, *wilson(k, n), n, loss=loss)
 

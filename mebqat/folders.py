@@ -129,6 +129,7 @@ class Source:
     parts: tuple[str, ...]                  # `train`, `val`, `test` as they lie on disk, or `all`
     get: Callable[[str], Tensor]            # Fetches `train.images`, `train.labels`, `train.moments`, ...
     norm: tuple[tuple, tuple] | None = None # Published mean and standard deviation, where there are any
+    test: int | None = None                 # Test images to hold out where there is no test part; a tenth unless given
 
 
 def moments(

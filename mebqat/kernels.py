@@ -7,6 +7,7 @@ __all__ = ['grid', 'straight_through', 'fake_quant_plain', 'fake_quant', 'compil
            'sat_weight', 'sat_rescale', 'pact']
 
 # %% ../nbs/01_kernels.ipynb #10194210
+import logging
 import warnings
 
 import torch
@@ -121,7 +122,10 @@ def compile_kernels() -> bool: # Are the compiled kernels in use now?
     def both(dy, x, step, q_n:float, q_p:float, inverse:bool):
         dx, ds = _backward(dy, x, step, q_n, q_p, inverse)
         return dx, ds.sum()
+    log = logging.getLogger('torch.utils.cpp_extension')
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)  # it warns on machines with CUDA's tools but no GPU
         made = {k: torch.compile(f, dynamic=True) for k,f in (('forward', _forward), ('backward', both))}
         x = torch.randn(4099)
         with torch.no_grad():
@@ -131,6 +135,7 @@ def compile_kernels() -> bool: # Are the compiled kernels in use now?
     except Exception as e:
         warnings.warn(f'quantizers stay uncompiled (slower, same results): {type(e).__name__}: {str(e).splitlines()[0]}')
         return False
+    finally: log.setLevel(level)
     _COMPILED.update(made)
     return True
 

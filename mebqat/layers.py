@@ -9,7 +9,7 @@ __all__ = ['FULL_PAIR', 'BN_MODES', 'Quantized', 'QConv1d', 'QConv2d', 'QLinear'
 
 # %% ../nbs/03_layers.ipynb #42cc27d8
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -195,12 +195,15 @@ def quantize(
     ends:Bits|None=None,             # Quantize the spared layers too, at this fixed pair
     bn:str='running',                # `running`, `batch`, `switchable` or `reestimate`
     space:BitSpace|None=None,        # Pairs that get a batch norm of their own; `switchable` only
+    signed:Mapping[str, bool]|None=None, # Signs of layer inputs known from before; overrule the example's
 ) -> nn.Module:                      # The same model, at full precision
     "Give every Conv1d, Conv2d and Linear layer a bitwidth; ValueError, and no change, where that cannot be done."
     if any(isinstance(m, Quantized) for m in model.modules()): raise ValueError('the model is quantized already; build a fresh one to change its scheme')
     if bn not in BN_MODES: raise ValueError(f'bn must be one of {", ".join(BN_MODES)}; got {bn!r}')
     if (bn == 'switchable') != (space is not None): raise ValueError("bn='switchable' needs space=, the pairs to keep a batch norm for; no other choice takes one")
     seen = watch(model, example, fresh_statistics=bn == 'batch')
+    for n,s in (signed or {}).items():
+        if n in seen: seen[n].signed = s
     names, pinned, left = _chosen(model, seen, skip, ends)
     if not names: raise ValueError(f"nothing to quantize: of {len(seen)} convolution and linear layers skip={skip!r} spares all; try skip='none'")
     layers = {n: model.get_submodule(n) for n in names}

@@ -67,7 +67,7 @@ def test_published_split_is_the_same_everywhere():
     assert out.stdout.strip() == DIGITS[1]
 
 
-DIGITS = ['5721510cc31252f0', '9d48f26de841df18', 'a375d444cf2d5038']
+DIGITS = ['39bb48237d5961ef', 'd3d7c66105cf702f', '77c99b57f97bed07']
 
 
 def test_val_and_seed_change_the_split_but_not_its_fairness(tmp_path):
@@ -113,11 +113,11 @@ def test_a_class_missing_from_one_part_does_not_shift_labels(tmp_path):
 
 def test_digits():
     pools = [load('digits', s) for s in ('train', 'val', 'test')]
-    assert [len(p) for p in pools] == [1437, 180, 180] and len(load('digits', 'all')) == 1797
+    assert [len(p) for p in pools] == [1077, 180, 540] and len(load('digits', 'all')) == 1797
     for p in pools:
         assert p.images.shape[1:] == (1, 8, 8) and p.images.dtype == torch.uint8 and p.labels.dtype == torch.int64
         assert p.classes == tuple('0123456789') and len(p.labels.unique()) == 10
-    assert load('digits', size=16).images.shape == (1437, 1, 16, 16)
+    assert load('digits', size=16).images.shape == (1077, 1, 16, 16)
     assert load('digits', gray=False).batch(slice(0, 4))[0].shape == (4, 3, 8, 8)
 
 
