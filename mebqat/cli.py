@@ -25,7 +25,8 @@ from .bits import Bits, BitSpace
 
 # %% ../nbs/50_cli.ipynb #82feeac7
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help='One network, every bitwidth.')
-err = Console(stderr=True, highlight=False)
+_plain = {'highlight': False, 'markup': False, 'emoji': False}  # paths are printed as they are
+err = Console(stderr=True, soft_wrap=True, **_plain)
 
 
 @contextmanager
@@ -37,17 +38,17 @@ def _clear_errors():
         return
     try: yield
     except Interrupted as e:
-        err.print(str(e), markup=False, soft_wrap=True)
+        err.print(str(e))
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
         err.print('interrupted')
         raise typer.Exit(130) from None
     except (ValueError, OSError, FloatingPointError) as e:
-        err.print('mebqat: ' + ' '.join(str(e).split()), markup=False, soft_wrap=True)
+        err.print('mebqat: ' + ' '.join(str(e).split()))
         raise typer.Exit(2) from None
     except (typer.Exit, typer.Abort): raise
     except Exception as e:
-        err.print(f'mebqat: unexpected {type(e).__name__}: {" ".join(str(e).split())} (MEBQAT_DEBUG=1 shows where)', markup=False, soft_wrap=True)
+        err.print(f'mebqat: unexpected {type(e).__name__}: {" ".join(str(e).split())} (MEBQAT_DEBUG=1 shows where)')
         raise typer.Exit(1) from None
 
 # %% ../nbs/50_cli.ipynb #dbf020b8
@@ -106,7 +107,7 @@ def train(
         _tune(threads)
         run = train_run(spec, out, resume, compile=compile, on_row=lambda h: err.print('  '.join(f'{k} {v:.4g}' for k,v in h.rows[-1].items())))
         if json_: print(json.dumps({'run': str(out), 'spec': asdict(spec), 'history': run.history.rows}))
-        else: err.print(f'{out} holds the trained {spec.model}; next: mebqat surface {out}', soft_wrap=True)
+        else: err.print(f'{out} holds the trained {spec.model}; next: mebqat surface {out}')
 
 
 def _options(pairs) -> tuple:
@@ -147,13 +148,13 @@ def surface(
         write_page(folder/'surface.html', f'{opened.spec.model} on {Path(opened.spec.data).name}: {opened.spec.method}', [
             done.plot('both', caption='Accuracy of one network at every pair of bits; darker is worse. The buttons switch to the surface.'), done.to_frame()])
         if json_: print((folder/'surface.json').read_text())
-        else: print_table(done, f'accuracy, % ({split})', Console(highlight=False))
-        err.print(f'wrote {folder/"surface.json"} and {folder/"surface.html"}', soft_wrap=True)
+        else: print_table(done, f'accuracy, % ({split})', Console(**_plain))
+        err.print(f'wrote {folder/"surface.json"} and {folder/"surface.html"}')
 
 
 def _default_space(spec) -> BitSpace:
     "What to sweep when nobody says."
-    if spec.method == 'qat': return spec.space()
+    if spec.method == 'qat' or spec.bn == 'switchable': return spec.space()
     widths = range(2, 9)
     return BitSpace([*([Bits(1, 1)]*(spec.scheme == 'dorefa')), *BitSpace.grid(widths, widths, full=True)])
 
@@ -170,7 +171,7 @@ def info(
         else:
             table = Table(show_header=False)
             for k,v in facts.items(): table.add_row(k, str(v))
-            Console(highlight=False).print(table)
+            Console(**_plain).print(table)
 
 
 def _facts(path) -> dict:
@@ -203,10 +204,10 @@ def demo(
     with _clear_errors():
         from mebqat.runs import RunSpec
         _tune(threads)
-        out.mkdir(parents=True, exist_ok=True)
         common = dict(data='digits', model='small_cnn', width=8, skip='none', batch_size=32, epochs=epochs, seed=seed)
         specs = {'float': RunSpec('float', **common), 'mebqat': RunSpec('mebqat', **common)}
         specs |= {f'qat-{b}': RunSpec('qat', bits=str(b), **common) for b in CORNERS}
+        out.mkdir(parents=True, exist_ok=True)
         start, runs = time.time(), {}
         for name,spec in specs.items(): runs[name] = _fresh_run(spec, out/'runs'/name)
         runs['ptq'] = _fresh_run(RunSpec('ptq', init=str(out/'runs'/'float'), **common), out/'runs'/'ptq')
@@ -241,7 +242,7 @@ def _report(out, surfaces, runs, seconds, epochs):
     import pandas as pd
     from mebqat.plots import compare, diagonal, difference, write_page
     one, ptq = (surfaces[k] for k in ('MEBQAT, one network', 'Post-training quantization'))
-    console = Console(highlight=False)
+    console = Console(**_plain)
     print_table(one, f'MEBQAT: one network, accuracy in % on {one.meta["images"]} test digits', console)
     corners = Table(title='At the corners, %', title_justify='left', header_style='bold')
     for c in ('bits', 'one MEBQAT network', 'dedicated QAT network', 'post-training'): corners.add_column(c, justify='right')
@@ -263,7 +264,7 @@ def _report(out, surfaces, runs, seconds, epochs):
         difference(one, ptq, caption='MEBQAT minus post-training quantization, in points: the gain sits where bits are few.'),
         diagonal(two, {f'Dedicated QAT {k}': s for k,s in dedicated.items()}, caption='Along equal bits, with intervals; markers are networks trained for that one pair.'),
         pd.DataFrame(rows).set_index('bits')])
-    err.print(f'training took {seconds:.0f} s; open {out/"surface.html"} in a browser (no network needed)', soft_wrap=True)
+    err.print(f'training took {seconds:.0f} s; open {out/"surface.html"} in a browser (no network needed)')
 
 # %% ../nbs/50_cli.ipynb #af513591
 def notebooks() -> Path: # Folder with the course's notebooks
@@ -281,11 +282,11 @@ def lab(
 ):
     "Copy the notebooks to a folder of your own and open JupyterLab there; files you changed are kept."
     with _clear_errors():
-        folder.mkdir(parents=True, exist_ok=True)
         source = notebooks()
+        folder.mkdir(parents=True, exist_ok=True)
         fresh = [p for p in sorted(source.glob('[0-9]*.ipynb')) if not (folder/p.name).exists()]
         for p in fresh: shutil.copyfile(p, folder/p.name)
-        err.print(f'{len(fresh)} notebooks copied to {folder}' + (', existing ones left as they are' if len(fresh) < len(list(source.glob('[0-9]*.ipynb'))) else ''), soft_wrap=True)
+        err.print(f'{len(fresh)} notebooks copied to {folder}' + (', existing ones left as they are' if len(fresh) < len(list(source.glob('[0-9]*.ipynb'))) else ''))
         if not open_: return
         from importlib.util import find_spec
         if find_spec('jupyterlab') is None: raise ValueError("JupyterLab is not installed; get it with: pip install 'mebqat[lab]'")

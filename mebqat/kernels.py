@@ -32,6 +32,11 @@ def straight_through(
     return hard.detach() + (soft - soft.detach())
 
 # %% ../nbs/01_kernels.ipynb #9cf8942e
+def _clip(v:Tensor, q_n:int, q_p:int) -> Tensor:
+    "Clamp with slope 1 on both ends, as the formulas below have it; `torch.clamp` gives 1 or 0 there, by version."
+    return torch.where((v < q_n) | (v > q_p), v.detach().clamp(q_n, q_p), v)
+
+
 def fake_quant_plain(
     x:Tensor,             # Weights or activations
     step:Tensor,          # Step size $s > 0$, broadcastable to `x`
@@ -41,7 +46,7 @@ def fake_quant_plain(
 ) -> Tensor:              # `x` on the grid, in `x`'s own units
     "The clear, slow path: scale, clip, round, scale back; autograd does the backward pass."
     step = straight_through(step, step*grad_scale)
-    v = (x/step).clamp(q_n, q_p)
+    v = _clip(x/step, q_n, q_p)
     return straight_through(v.round(), v)*step
 
 # %% ../nbs/01_kernels.ipynb #4b063e49
@@ -96,7 +101,8 @@ class _FakeQuant(torch.autograd.Function):
     def backward(ctx, dy):
         (x, step), (q_n, q_p, grad_scale, inverse) = ctx.saved_tensors, ctx.spec
         if torch.is_grad_enabled():
-            y = fake_quant_plain(x, 1/step if inverse else step, q_n, q_p, grad_scale)
+            v = _clip(x*step, q_n, q_p) if inverse else None
+            y = straight_through(v.round(), v)/step if inverse else fake_quant_plain(x, step, q_n, q_p, grad_scale)
             wanted = [t for t, need in zip((x, step), ctx.needs_input_grad) if need]
             grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
             return *(next(grads) if need else None for need in ctx.needs_input_grad[:2]), None, None, None, None

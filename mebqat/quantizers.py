@@ -7,7 +7,7 @@ __all__ = ['WIDTHS', 'SCHEMES', 'WidthTable', 'best_steps', 'paper_steps', 'LSQQ
            'DoReFaAct', 'SATWeight', 'LSQ', 'DoReFa', 'SAT', 'make_scheme', 'scheme_dict']
 
 # %% ../nbs/02_quantizers.ipynb #508e78fe
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -147,6 +147,13 @@ class SATWeight(nn.Module):
         return w_hat if self.fan is None else sat_rescale(w_hat, self.fan)
 
 # %% ../nbs/02_quantizers.ipynb #27ebd6b2
+def _check_switches(scheme):
+    "Refuse a yes-or-no field that is neither (ValueError): any text would count as yes."
+    for f in fields(scheme):
+        if f.type in (bool, 'bool') and not isinstance(v := getattr(scheme, f.name), bool):
+            raise ValueError(f'{f.name} must be true or false, got {v!r}')
+
+
 @dataclass(frozen=True)
 class LSQ:
     "Learned step size quantization for weights and activations."
@@ -158,6 +165,7 @@ class LSQ:
     min_bits: ClassVar[Bits] = Bits(2, 2)
 
     def __post_init__(self):
+        _check_switches(self)
         if self.init not in ('mse', 'paper'): raise ValueError(f"init must be 'mse' or 'paper', got {self.init!r}")
 
     def weight(self,
@@ -185,6 +193,8 @@ class DoReFa:
     min_bits: ClassVar[Bits] = Bits(1, 1)
 
     def __post_init__(self):
+        _check_switches(self)
+        if self.scale not in ('mean', None): raise ValueError(f"scale must be 'mean' or None, got {self.scale!r}")
         if self.act_clip not in ('unit', 'pact'): raise ValueError(f"act_clip must be 'unit' or 'pact', got {self.act_clip!r}")
 
     def weight(self,
@@ -214,6 +224,9 @@ class SAT:
     min_bits: ClassVar[Bits] = Bits(2, 2)
 
     def __post_init__(self):
+        _check_switches(self)
+        if self.alpha is not None and not (isinstance(self.alpha, (int, float)) and 0 < self.alpha < float('inf')):
+            raise ValueError(f'alpha must be a positive number or None, got {self.alpha!r}')
         if self.rounding not in ('original', 'modified', 'centered'):
             raise ValueError(f'rounding must be original, modified or centered; got {self.rounding!r}')
 
@@ -241,8 +254,8 @@ def make_scheme(
 ) -> LSQ|DoReFa|SAT: # The scheme
     "A scheme from its name and options; ValueError names what is unknown."
     if name not in SCHEMES: raise ValueError(f'no scheme called {name!r}; there are {", ".join(SCHEMES)}')
-    fields = SCHEMES[name].__dataclass_fields__
-    if unknown := [k for k in options if k not in fields]: raise ValueError(f'scheme {name} has no option {unknown[0]!r}; it has {", ".join(fields)}')
+    known = [f.name for f in fields(SCHEMES[name])]
+    if unknown := [k for k in options if k not in known]: raise ValueError(f'scheme {name} has no option {unknown[0]!r}; it has {", ".join(known)}')
     return SCHEMES[name](**options)
 
 

@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'RunSpec', 'method_of', 'float_network', 'weights_file', '
 
 # %% ../nbs/35_runs.ipynb #d544ea71
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -21,9 +22,9 @@ from .bits import FULL, Bits, BitSpace
 from .data import Pool, augment, load
 from .evaluate import deployed, answers
 from .kernels import compile_kernels
-from .layers import Quantized, bit_layers, quantize
+from .layers import Quantized, bit_layers, bits_of, quantize
 from .methods import FP, Bitwidths, adabits, any_precision, float_training, mebqat, qat
-from .models import make
+from .models import check_positive, make
 from .quantizers import make_scheme
 from .train import Batches, History, TrainConfig, fit, load_whole, save_whole, seed_for
 
@@ -59,12 +60,15 @@ class RunSpec:
     def __post_init__(self):
         if self.method not in METHODS: raise ValueError(f'no method {self.method!r}; there are {", ".join(METHODS)}')
         if self.method == 'ptq' and not self.init: raise ValueError('ptq quantizes a trained float network: give init=, its run folder')
-        if not self.epochs > 0: raise ValueError(f'epochs must be positive, got {self.epochs}')
-        if self.method == 'qat' and len(self.space()) != 1: raise ValueError(f'qat trains at one pair; got bits={self.bits!r}')
+        if not 0 < self.epochs < math.inf: raise ValueError(f'epochs must be positive, got {self.epochs}')
+        check_positive(**{k: n for k in ('size', 'width') if (n := getattr(self, k)) is not None})
+        if len(self.space()) != 1 and self.method == 'qat': raise ValueError(f'qat trains at one pair; got bits={self.bits!r}')
         object.__setattr__(self, 'options', tuple(map(tuple, self.options)))
         self.the_scheme()
 
-    def the_scheme(self): return make_scheme(self.scheme, **dict(self.options))
+    def the_scheme(self):
+        if 'name' in (options := dict(self.options)): raise ValueError(f'name={options["name"]} is no scheme option; choose the scheme with scheme=')
+        return make_scheme(self.scheme, **options)
 
     def space(self) -> BitSpace:
         "The pairs this run is about."
@@ -85,7 +89,7 @@ def method_of(
 
 def _make(spec, n_classes, shape):
     "The network a run names, for images of this shape."
-    return make(spec.model, n_classes=n_classes, in_channels=shape[0], image_size=shape[-1], **({'width': spec.width} if spec.width else {}))
+    return make(spec.model, n_classes=n_classes, in_channels=shape[0], image_size=shape[-1], **({'width': spec.width} if spec.width is not None else {}))
 
 
 def float_network(
@@ -144,17 +148,25 @@ def _claim(out, spec):
     "Make the run folder this spec's own, or refuse it."
     file, mine = Path(out)/'run.json', json.loads(json.dumps(asdict(spec)))
     if file.exists():
-        try: theirs = json.loads(file.read_text())['spec']
-        except (ValueError, KeyError) as e: raise ValueError(f'{file} is damaged; choose another folder or remove it') from e
+        try: theirs = dict(json.loads(file.read_text())['spec'])
+        except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{file} is damaged; choose another folder or remove it') from e
         if differ := [f'{k}={theirs.get(k)!r} there, {mine.get(k)!r} here' for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
             raise ValueError(f'{out} holds another run: {"; ".join(differ)}')
         return
     Path(out).mkdir(parents=True, exist_ok=True)
     part = file.with_suffix('.part')
-    part.write_text(json.dumps({'format': 'mebqat-run', 'version': 1, 'mebqat': __version__, 'torch': torch.__version__, 'spec': mine}, indent=1))
-    os.replace(part, file)
+    try:
+        part.write_text(json.dumps({'format': 'mebqat-run', 'version': 1, 'mebqat': __version__, 'torch': torch.__version__, 'spec': mine}, indent=1))
+        os.replace(part, file)
+    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/35_runs.ipynb #f5d4c900
+def _config(spec, per_epoch) -> TrainConfig:
+    "What a run means for the training loop."
+    steps = max(1, round(spec.epochs*per_epoch))
+    return TrainConfig(steps, spec.lr, spec.optimizer, spec.weight_decay, warmup=min(100, steps//10), seed=spec.seed, epoch_steps=min(steps, per_epoch))
+
+
 def train_run(
     spec:RunSpec,             # What to train
     out:str|Path,             # Run folder
@@ -164,17 +176,17 @@ def train_run(
 ) -> 'Run':                   # The trained run
     "Train a run into its folder; everything that can be refused is refused before any work."
     train, val = (load(spec.data, s, size=spec.size, val=spec.val) for s in ('train', 'val'))
-    if not 0 < spec.batch_size <= len(train): raise ValueError(f'batch_size must be 1 to {len(train)}, the number of training images; got {spec.batch_size}')
+    batches, method = Batches(train, spec.batch_size, spec.seed, augment if spec.augment else None), method_of(spec)
+    config = _config(spec, batches.per_epoch)
     model = float_network(spec, train)
-    if spec.method != 'float': quantized_network(spec, model, train)
+    if spec.method != 'float':
+        quantized_network(spec, model, train)
+        for bits in spec.space(): bits_of(model, bits)
     _claim(out, spec)
     history = History()
     if compile and spec.method not in ('float', 'ptq'): compile_kernels()
     if spec.method != 'ptq':
-        batches = Batches(train, spec.batch_size, spec.seed, augment if spec.augment else None)
-        steps = max(1, round(spec.epochs*batches.per_epoch))
-        config = TrainConfig(steps, spec.lr, spec.optimizer, spec.weight_decay, warmup=min(100, steps//10), seed=spec.seed, epoch_steps=min(steps, batches.per_epoch))
-        history = fit(model, method_of(spec), batches, config, out, resume, _validation(spec, train, val), on_row, desc=f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}')
+        history = fit(model, method, batches, config, out, resume, _validation(spec, train, val), on_row, desc=f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}')
     signed = {n: m.signed for n,m in bit_layers(model).items()} if spec.method != 'float' else {}
     about = {'spec': asdict(spec), 'classes': list(train.classes), 'input': list(train.images.shape[1:]), 'signed': signed, 'history': history.rows,
              'fingerprint': train.fingerprint(), 'mebqat': __version__, 'torch': torch.__version__, 'format': 'mebqat-weights', 'version': 1}
@@ -212,5 +224,6 @@ def open_run(
             example = torch.randn(2, *about['input'], generator=torch.Generator().manual_seed(0))
             quantize(model, spec.the_scheme(), example, spec.skip, bn=spec.bn, space=spec.space() if spec.bn == 'switchable' else None, signed=about['signed'])
         model.load_state_dict(tensors)
-    except (KeyError, RuntimeError, TypeError) as e: raise ValueError(f'{file} does not describe a network of this version: {str(e).splitlines()[0]}') from e
-    return Run(Path(path), spec, model.to(memory_format=torch.channels_last).eval(), History(about['history']), about)
+        history = History(about['history'])
+    except (AttributeError, KeyError, RuntimeError, TypeError) as e: raise ValueError(f'{file} does not describe a network of this version: {str(e).splitlines()[0]}') from e
+    return Run(Path(path), spec, model.to(memory_format=torch.channels_last).eval(), history, about)

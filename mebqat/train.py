@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,7 +79,8 @@ class TrainConfig:
 
     def __post_init__(self):
         if self.steps < 1: raise ValueError(f'steps must be at least 1, got {self.steps}')
-        if not self.lr > 0: raise ValueError(f'lr must be positive, got {self.lr}')
+        if not 0 < self.lr < math.inf: raise ValueError(f'lr must be positive, got {self.lr}')
+        if not 0 <= self.weight_decay < math.inf: raise ValueError(f'weight_decay must be 0 or more, got {self.weight_decay}')
         if self.optimizer not in ('sgd', 'adam', 'adamw'): raise ValueError(f'optimizer must be sgd, adam or adamw; got {self.optimizer!r}')
         if self.schedule not in ('cosine', 'constant', 'step'): raise ValueError(f'schedule must be cosine, constant or step; got {self.schedule!r}')
 
@@ -113,13 +113,12 @@ def save_whole(
     "Write a safetensors file whole or not at all; OSError names the path."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix='.part')
-    os.close(fd)
+    name = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         save_file({k: v.detach().contiguous().clone() for k,v in tensors.items()}, name, metadata={'mebqat': json.dumps(about)})
         os.replace(name, path)
     except (OSError, SafetensorError) as e: raise OSError(f'could not write {path}: {e}; nothing was changed') from e
-    finally: Path(name).unlink(missing_ok=True)
+    finally: name.unlink(missing_ok=True)
     return path
 
 
@@ -130,9 +129,9 @@ def load_whole(
     if not Path(path).is_file(): raise FileNotFoundError(f'no file {path}')
     try:
         with safe_open(path, 'pt') as f:
-            about = json.loads((f.metadata() or {})['mebqat'])
+            about = dict(json.loads((f.metadata() or {})['mebqat']))
             return {k: f.get_tensor(k) for k in f.keys()}, about
-    except (SafetensorError, KeyError, ValueError) as e:
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is damaged or no mebqat file ({type(e).__name__}: {str(e).splitlines()[0]})') from e
 
 # %% ../nbs/22_train.ipynb #669925df
@@ -232,6 +231,7 @@ class Keeper:
         folder = self.file.parent
         if not resume: raise ValueError(f'{folder} holds a run already; go on with resume (--resume), or choose another folder')
         tensors, about = load_whole(self.file)
+        if missing := {'step', 'config', 'history', 'sums'} - about.keys(): raise ValueError(f'{self.file} is no checkpoint: it has no {sorted(missing)[0]}')
         mine, theirs = json.loads(json.dumps(asdict(self.config))), about['config']
         if differ := [f'{k}={theirs.get(k)} there, {mine.get(k)} here' for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
             raise ValueError(f'{folder} holds a run with another configuration: {"; ".join(differ)}')
@@ -277,7 +277,7 @@ def fit(
             seen = method(model, batch_at(step), generator_for(config.seed, 'method', step))
             if not math.isfinite(seen.loss):
                 raise FloatingPointError(f'loss is {seen.loss} at step {step} of {config.steps} with lr {config.lr_at(step):.2g}; lower the learning rate'
-                                         + (f' (the last good checkpoint is in {out})' if out is not None else ''))
+                                         + (f' (the last good checkpoint is in {out})' if keeper.file and keeper.file.exists() else ''))
             optimizer.step()
             sums = [sums[0] + seen.loss, sums[1] + seen.accuracy, sums[2] + 1]
             bar.update()
