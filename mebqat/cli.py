@@ -97,6 +97,7 @@ def train(
     resume: Annotated[bool, typer.Option(help='Go on with a stopped run')] = False,
     compile: Annotated[bool, typer.Option(help='Compile the quantizers (seconds once, then faster)')] = True,
     threads: Annotated[int, typer.Option(help='CPU threads; 0 leaves the default')] = 0,
+    device: Annotated[str, typer.Option(help='cpu, cuda or another torch device')] = 'cpu',
     json_: Annotated[bool, typer.Option('--json', help='Print the history as JSON')] = False,
 ):
     "Train one network; --method mebqat serves every bitwidth."
@@ -105,7 +106,7 @@ def train(
         values = locals()
         spec = RunSpec(**{f.name: values[f.name] for f in fields(RunSpec) if f.name != 'options'}, options=_options(option or ()))
         _tune(threads)
-        run = train_run(spec, out, resume, compile=compile, on_row=lambda h: err.print('  '.join(f'{k} {v:.4g}' for k,v in h.rows[-1].items())))
+        run = train_run(spec, out, resume, compile=compile and device == 'cpu', device=device, on_row=lambda h: err.print('  '.join(f'{k} {v:.4g}' for k,v in h.rows[-1].items())))
         if json_: print(json.dumps({'run': str(out), 'spec': asdict(spec), 'history': run.history.rows}))
         else: err.print(f'{out} holds the trained {spec.model}; next: mebqat surface {out}')
 
@@ -184,7 +185,7 @@ def _facts(path) -> dict:
     run = open_run(path)
     from mebqat.runs import weights_file
     said = {k: v for k,v in asdict(run.spec).items() if v not in ('', None, ())}
-    last = {k: round(v, 4) for k,v in (run.history.rows or [{}])[-1].items()}
+    last = {k: round(v, 4) for k,v in (run.history.rows or [{}])[-1].items() if k != 'lr'}
     return {'kind': 'run', **said, 'classes': len(run.about['classes']), 'input': 'x'.join(map(str, run.about['input'])),
             'parameters': sum(p.numel() for p in run.model.parameters()), 'file bytes': weights_file(path).stat().st_size,
             **last, 'training data': run.about['fingerprint'], 'mebqat': run.about['mebqat'], 'torch': run.about['torch']}

@@ -25,6 +25,7 @@ def batches_of(
     data,                # A pool, or a pair (images, labels)
     batch_size:int=500,  # Most images at once
     most:int|None=None,  # Stop after about this many images
+    device:torch.device|str='cpu', # Where the batches go
 ) -> Iterable[tuple[Tensor, Tensor]]: # Even batches in a fixed shuffled order
     "Deal a pool or a pair of tensors in even batches, in the same order each time."
     n = len(data[1]) if isinstance(data, tuple) else len(data)
@@ -32,7 +33,10 @@ def batches_of(
     order = torch.randperm(n, generator=generator_for(0, 'evaluate'))[:most]
     for i in order.tensor_split(-(-len(order)//batch_size)):
         x, y = (data[0][i], data[1][i]) if isinstance(data, tuple) else data.batch(i)
-        yield x, y
+        yield x.to(device), y.to(device)
+
+
+def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 
 @torch.no_grad()
@@ -45,12 +49,12 @@ def answers(
     flag, right, loss = model.training, [], 0.0
     model.eval()
     try:
-        for x, y in batches_of(data, batch_size):
+        for x, y in batches_of(data, batch_size, device=_device(model)):
             logits = model(x)
             right.append(logits.argmax(1) == y)
             loss += float(nn.functional.cross_entropy(logits, y, reduction='sum'))
     finally: model.train(flag)
-    right = torch.cat(right)
+    right = torch.cat(right).cpu()
     return right, loss/len(right)
 
 # %% ../nbs/30_evaluate.ipynb #24ba69e8
@@ -65,7 +69,7 @@ def deployed(
     wants = model.quantization.bn == 'reestimate' and any(isinstance(m, _BatchNorm) for m in model.modules())
     if wants and bn_data is None: raise ValueError("this model re-estimates batch norm at each pair: give bn_data=, some training images")
     with use_bits(model, bits), keep_statistics(model):
-        if wants: reestimate_bn(model, (x for x,_ in batches_of(bn_data, 250, bn_images)))
+        if wants: reestimate_bn(model, (x for x,_ in batches_of(bn_data, 250, bn_images, _device(model))))
         yield model
 
 # %% ../nbs/30_evaluate.ipynb #e50d902f
@@ -96,7 +100,7 @@ def sweep(
     "Accuracy at every pair of `space`, on the same images; ValueError before any work if a pair cannot be run."
     for bits in space:
         with use_bits(model, bits): pass
-    images = (next(iter(batches_of(data, 1, 1)))[0])
+    images = next(iter(batches_of(data, 1, 1, _device(model))))[0]
     costs, points = profile(model, images), {}
     with progress(len(space), 0, title or 'sweep') as bar:
         for bits in space:

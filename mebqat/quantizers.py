@@ -61,7 +61,7 @@ def paper_steps(
 # %% ../nbs/02_quantizers.ipynb #74898d68
 def _sample(x:Tensor, channels:int, most:int=8192) -> Tensor:
     "Up to `most` values (128 a channel), [channels, n], the same ones each time."
-    x = x.detach().float().reshape(channels, -1)
+    x = x.detach().float().cpu().reshape(channels, -1)
     most = most if channels == 1 else 128
     if x.shape[1] <= most: return x
     return x[:, torch.randint(x.shape[1], (most,), generator=torch.Generator().manual_seed(0))]

@@ -134,7 +134,7 @@ def _validation(spec, train, val):
     "A function from the model to its validation accuracy at a few pairs."
     some = [b for b in spec.space() if b.w == b.a or len(spec.space()) == 1]
     some = list(dict.fromkeys([*some[:1], *[b for b in some if b.w in (4, 8, FULL)]]))
-    part = val.take(slice(0, 1000)) if len(val) > 1000 else val
+    part = val.subset(1000, torch.Generator().manual_seed(0)) if len(val) > 1000 else val
     def validate(model):
         if not any(isinstance(m, Quantized) for m in model.modules()): return {'val FP': float(answers(model, part)[0].float().mean())}
         out = {}
@@ -173,15 +173,18 @@ def train_run(
     resume:bool=False,        # Go on with a run that was stopped?
     on_row:Callable|None=None, # `on_row(history)` after each validation
     compile:bool=False,       # Compile the quantizers first? Pays for runs of minutes
+    device:str='cpu',         # `cpu`, `cuda` or another torch device
 ) -> 'Run':                   # The trained run
     "Train a run into its folder; everything that can be refused is refused before any work."
     train, val = (load(spec.data, s, size=spec.size, val=spec.val) for s in ('train', 'val'))
-    batches, method = Batches(train, spec.batch_size, spec.seed, augment if spec.augment else None), method_of(spec)
+    batches, method = Batches(train, spec.batch_size, spec.seed, augment if spec.augment else None, device), method_of(spec)
     config = _config(spec, batches.per_epoch)
     model = float_network(spec, train)
     if spec.method != 'float':
         quantized_network(spec, model, train)
         for bits in spec.space(): bits_of(model, bits)
+    try: model.to(device)
+    except RuntimeError as e: raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
     _claim(out, spec)
     history = History()
     if compile and spec.method not in ('float', 'ptq'): compile_kernels()

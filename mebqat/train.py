@@ -51,16 +51,18 @@ class Batches:
         batch_size:int,              # Images a batch; the incomplete last batch of a pass is left out
         seed:int=0,                  # Seed of shuffling and augmentation
         augment:Callable|None=None,  # `augment(x, generator) -> x`
+        device:str|torch.device='cpu', # Where the batches go
     ):
         if not 0 < batch_size <= len(pool): raise ValueError(f'batch_size must be 1 to {len(pool)}, the number of images; got {batch_size}')
-        self.pool, self.batch_size, self.seed, self.augment = pool, batch_size, seed, augment
+        self.pool, self.batch_size, self.seed, self.augment, self.device = pool, batch_size, seed, augment, device
         self.per_epoch, self._order = len(pool)//batch_size, (None, None)
 
     def __call__(self, step:int) -> tuple[Tensor, Tensor]:
         epoch, i = divmod(step, self.per_epoch)
         if self._order[0] != epoch: self._order = epoch, torch.randperm(len(self.pool), generator=generator_for(self.seed, 'order', epoch))
         x, y = self.pool.batch(self._order[1][i*self.batch_size:(i + 1)*self.batch_size])
-        return (self.augment(x, generator_for(self.seed, 'augment', step)) if self.augment else x), y
+        if self.augment: x = self.augment(x, generator_for(self.seed, 'augment', step))
+        return x.to(self.device), y.to(self.device)
 
 # %% ../nbs/22_train.ipynb #9fb92cee
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def save_whole(
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
-        save_file({k: v.detach().contiguous().clone() for k,v in tensors.items()}, name, metadata={'mebqat': json.dumps(about)})
+        save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, name, metadata={'mebqat': json.dumps(about)})
         os.replace(name, path)
     except (OSError, SafetensorError) as e: raise OSError(f'could not write {path}: {e}; nothing was changed') from e
     finally: name.unlink(missing_ok=True)
