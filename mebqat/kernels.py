@@ -67,10 +67,11 @@ _COMPILED = {}  # filled by `compile_kernels`
 
 
 def _flat(x:Tensor):
-    "1-D view of a dense tensor in memory order; None where there is none."
-    if x.is_contiguous(): return x.view(-1)
+    "A dense tensor as a line in memory order, without autograd's marks (the compiler would compile for each); None where there is none."
+    if x.numel() < 2: return None
+    if x.is_contiguous(): return x.view(-1).data
     for order in ((0, 2, 3, 1), (0, 2, 3, 4, 1)):
-        if x.dim() == len(order) and (y := x.permute(order)).is_contiguous(): return y.reshape(-1)
+        if x.dim() == len(order) and (y := x.permute(order)).is_contiguous(): return y.view(-1).data
 
 
 def _run(name, tensors, step, q_n, q_p, inverse):
@@ -80,7 +81,7 @@ def _run(name, tensors, step, q_n, q_p, inverse):
         flat = [_flat(t) for t in tensors]
     if not flat or any(f is None for f in flat) or any(t.stride() != like.stride() for t in tensors):
         return (_forward if name == 'forward' else _backward_reduced)(*tensors, step, q_n, q_p, inverse)
-    out = _COMPILED[name](*flat, step.reshape(()), float(q_n), float(q_p), inverse)
+    out = _COMPILED[name](*flat, step.reshape(()).data, float(q_n), float(q_p), inverse)
     if name == 'forward': return out.as_strided(like.shape, like.stride())
     return out[0].as_strided(like.shape, like.stride()), out[1].reshape(step.shape)
 
@@ -136,8 +137,8 @@ def compile_kernels() -> bool: # Are the compiled kernels in use now?
         x = torch.randn(4099)
         with torch.no_grad():
             for n in (4099, 2053):
-                made['forward'](x[:n], torch.tensor(.5), -2., 1., False)
-                made['backward'](x[:n], x[:n], torch.tensor(.5), 0., 3., False)
+                made['forward'](x[:n].clone(), torch.tensor(.5), -2., 1., False)
+                made['backward'](x[:n].clone(), x[:n].clone(), torch.tensor(.5), 0., 3., False)
     except Exception as e:
         warnings.warn(f'quantizers stay uncompiled (slower, same results): {type(e).__name__}: {str(e).splitlines()[0]}')
         return False
