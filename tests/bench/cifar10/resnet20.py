@@ -22,8 +22,8 @@ from mebqat.methods import FP
 from mebqat.runs import RunSpec, method_of, open_run, train_run
 from mebqat.surface import Surface, wilson
 
-DIAGONAL = BitSpace([Bits(b, b) for b in range(2, 9)] + [FP])
-WIDE = BitSpace([*BitSpace.grid((2, 3, 4, 6, 8), (2, 3, 4, 6, 8)), Bits(5, 5), Bits(7, 7), FP])
+DIAGONAL = BitSpace([Bits(b, b) for b in (2, 3, 4, 6, 8)] + [FP])
+WIDE = BitSpace([*BitSpace.grid((2, 3, 4, 8), (2, 3, 4, 8)), Bits(6, 6), FP])
 
 
 def specs(a, scheme):
