@@ -65,7 +65,7 @@ def print_table(surface, title:str, console:Console):
     "A surface as a terminal table: weights down, activations across, percent."
     frame = surface.table()
     table = Table(title=title, title_justify='left', header_style='bold')
-    table.add_column('weights \\ activations')
+    table.add_column('W \\ A')
     for a in frame.columns: table.add_column(str(a), justify='right')
     for w,row in frame.iterrows(): table.add_row(str(w), *('' if v != v else f'{100*v:.1f}' for v in row))
     console.print(table)
@@ -95,7 +95,7 @@ def train(
     seed: Annotated[int, typer.Option(help='Seed')] = 0,
     option: Annotated[Optional[list[str]], typer.Option(help="Scheme option, such as per_channel=true; repeatable")] = None,
     resume: Annotated[bool, typer.Option(help='Go on with a stopped run')] = False,
-    compile: Annotated[bool, typer.Option(help='Compile the quantizers (seconds once, then faster)')] = True,
+    compile: Annotated[Optional[bool], typer.Option(help='Compile the quantizers (many seconds once, then faster); default: for long runs')] = None,
     threads: Annotated[int, typer.Option(help='CPU threads; 0 leaves the default')] = 0,
     device: Annotated[str, typer.Option(help='cpu, cuda or another torch device')] = 'cpu',
     json_: Annotated[bool, typer.Option('--json', help='Print the history as JSON')] = False,
@@ -106,7 +106,7 @@ def train(
         values = locals()
         spec = RunSpec(**{f.name: values[f.name] for f in fields(RunSpec) if f.name != 'options'}, options=_options(option or ()))
         _tune(threads)
-        run = train_run(spec, out, resume, compile=compile and device == 'cpu', device=device, on_row=lambda h: err.print('  '.join(f'{k} {v:.4g}' for k,v in h.rows[-1].items())))
+        run = train_run(spec, out, resume, compile=compile, device=device, on_row=lambda h: err.print('  '.join(f'{k} {v:.4g}' for k,v in h.rows[-1].items())))
         if json_: print(json.dumps({'run': str(out), 'spec': asdict(spec), 'history': run.history.rows}))
         else: err.print(f'{out} holds the trained {spec.model}; next: mebqat surface {out}')
 

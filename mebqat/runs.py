@@ -172,7 +172,7 @@ def train_run(
     out:str|Path,             # Run folder
     resume:bool=False,        # Go on with a run that was stopped?
     on_row:Callable|None=None, # `on_row(history)` after each validation
-    compile:bool=False,       # Compile the quantizers first? Pays for runs of minutes
+    compile:bool|None=None,   # Compile the quantizers first? None does so for long runs on a CPU
     device:str='cpu',         # `cpu`, `cuda` or another torch device
 ) -> 'Run':                   # The trained run
     "Train a run into its folder; everything that can be refused is refused before any work."
@@ -187,6 +187,7 @@ def train_run(
     except RuntimeError as e: raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
     _claim(out, spec)
     history = History()
+    if compile is None: compile = device == 'cpu' and spec.epochs*len(train)*train.images[0].numel() > 1e8
     if compile and spec.method not in ('float', 'ptq'): compile_kernels()
     if spec.method != 'ptq':
         history = fit(model, method, batches, config, out, resume, _validation(spec, train, val), on_row, desc=f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}')
