@@ -33,9 +33,9 @@ def specs(a, scheme):
     yield 'mebqat', RunSpec('mebqat', **common)
     yield 'ptq', RunSpec('ptq', **{**common, 'init': str(a.out/'float-more')})
     yield 'qat-W4A4', RunSpec('qat', bits='W4A4', **common)
+    yield 'qat-W8A8', RunSpec('qat', bits='W8A8', **common)
     yield 'adabits', RunSpec('adabits', **common)
     yield 'any-precision', RunSpec('any-precision', **common)
-    yield 'qat-W8A8', RunSpec('qat', bits='W8A8', **common)
 
 
 def train(spec, out):
