@@ -216,15 +216,16 @@ class Keeper:
     ):
         self.file = Path(out)/'checkpoint.safetensors' if out is not None else None
         self.model, self.optimizer, self.config, self.saved = model, optimizer, config, time.time()
+        self.spent = 0.0  # seconds since the last row, before the start
 
     def due(self) -> bool: return self.file is not None and time.time() - self.saved > 60*self.config.checkpoint_minutes
 
-    def save(self, step:int, history:'History', sums:list[float]):
+    def save(self, step:int, history:'History', sums:list[float], spent:float=0.0):
         "Write the checkpoint after `step` steps; FloatingPointError, and no change, if a weight is not finite."
         if bad := [n for n,p in self.model.named_parameters() if not p.isfinite().all()]:
             raise FloatingPointError(f'{bad[0]} is not finite after step {step}; lower the learning rate (the checkpoint before it is kept)')
         if self.file is None: return
-        save_whole(self.file, _pack(self.model, self.optimizer), {'step': step, 'config': asdict(self.config), 'history': history.rows, 'sums': sums})
+        save_whole(self.file, _pack(self.model, self.optimizer), {'step': step, 'config': asdict(self.config), 'history': history.rows, 'sums': sums, 'spent': spent})
         self.saved = time.time()
 
     def start(self, resume:bool) -> tuple[int, 'History', list[float]]:
@@ -240,6 +241,7 @@ class Keeper:
         try: _unpack(tensors, self.model, self.optimizer)
         except (RuntimeError, ValueError, KeyError) as e:
             raise ValueError(f'the checkpoint in {folder} belongs to another network or scheme: {str(e).splitlines()[0]}') from e
+        self.spent = about.get('spent', 0.0)
         return about['step'], History(about['history']), about['sums']
 
 # %% ../nbs/22_train.ipynb #5eb7e724
@@ -269,7 +271,7 @@ def fit(
     optimizer = make_optimizer(model, config)
     keeper = Keeper(out, model, optimizer, config)
     start, history, sums = keeper.start(resume)
-    bar, clock = progress(config.steps, start, desc), time.time()
+    bar, clock = progress(config.steps, start, desc), time.time() - keeper.spent
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), bar, gentle_interrupt() as flag:
         for step in range(start, config.steps):
             torch.manual_seed(seed_for(config.seed, 'global', step))
@@ -291,7 +293,7 @@ def fit(
                 bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}")
                 keeper.save(step + 1, history, sums)
                 if on_row: on_row(history)
-            elif keeper.due() or flag['stop']: keeper.save(step + 1, history, sums)
+            elif keeper.due() or flag['stop']: keeper.save(step + 1, history, sums, time.time() - clock)
             if flag['stop'] and step + 1 < config.steps:
                 raise Interrupted(f'stopped after step {step + 1} of {config.steps}' + (f'; go on with resume (--resume) from {out}' if out is not None else ''))
     return history

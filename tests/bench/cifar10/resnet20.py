@@ -66,7 +66,7 @@ def collect(a):
         run, surface = open_run(folder), json.loads((folder/'surface.json').read_text())
         tasks = len(method_of(run.spec).pairs(torch.Generator())) if run.spec.method != 'ptq' else 0
         rows.append({'name': name, 'scheme': scheme, 'method': run.spec.method, 'bits': run.spec.bits, 'backward passes a step': tasks,
-                     'seconds': round(run.history.rows[-1]['seconds']) if len(run.history) else 0, 'lr': run.spec.lr, 'epochs': run.spec.epochs, 'surface': surface})
+                     'lr': run.spec.lr, 'epochs': run.spec.epochs, 'surface': surface})
     for scheme in a.schemes:
         for name,_ in specs(a, scheme): add(f'{scheme}-{name}', scheme)
     test = load(a.data, 'test', val=5000)
