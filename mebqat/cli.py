@@ -86,6 +86,7 @@ def train(
     optimizer: Annotated[str, typer.Option(help='sgd, adam or adamw')] = 'sgd',
     weight_decay: Annotated[float, typer.Option(help='On weight tensors')] = 5e-4,
     n_tasks: Annotated[int, typer.Option(help="MEBQAT's tasks a step")] = 4,
+    guaranteed: Annotated[str, typer.Option(help="MEBQAT's pairs of every step besides FP, such as W2A2")] = '',
     bn: Annotated[str, typer.Option(help='Batch norm: running, batch, switchable or reestimate')] = 'reestimate',
     skip: Annotated[str, typer.Option(help='Layers left float: ends, first, last or none')] = 'ends',
     size: Annotated[Optional[int], typer.Option(help='Pixels a side')] = None,

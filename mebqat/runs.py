@@ -48,6 +48,7 @@ class RunSpec:
     optimizer: str = 'sgd'        # `sgd`, `adam` or `adamw`
     weight_decay: float = 5e-4    # On weight tensors
     n_tasks: int = 4              # MEBQAT's tasks a step
+    guaranteed: str = ''          # MEBQAT: pairs of every step besides full precision; DoReFa's W1A1 comes by itself
     bn: str = 'reestimate'        # Batch norm choice of quantized networks
     skip: str = 'ends'            # Layers that stay in full precision
     size: int|None = None         # Pixels a side; None keeps the data's own
@@ -62,6 +63,7 @@ class RunSpec:
         if self.method == 'ptq' and not self.init: raise ValueError('ptq quantizes a trained float network: give init=, its run folder')
         if not 0 < self.epochs < math.inf: raise ValueError(f'epochs must be positive, got {self.epochs}')
         check_positive(**{k: n for k in ('size', 'width') if (n := getattr(self, k)) is not None})
+        if self.guaranteed and self.method != 'mebqat': raise ValueError(f'guaranteed={self.guaranteed!r} is for mebqat; {self.method} trains its own list')
         if len(self.space()) != 1 and self.method == 'qat': raise ValueError(f'qat trains at one pair; got bits={self.bits!r}')
         object.__setattr__(self, 'options', tuple(map(tuple, self.options)))
         self.the_scheme()
@@ -82,7 +84,9 @@ def method_of(
 ) -> Bitwidths:   # Its method
     "The training method a run describes."
     space = spec.space()
-    if spec.method == 'mebqat': return mebqat(space, spec.n_tasks, [FP] + [Bits(1, 1)]*(Bits(1, 1) in space))
+    if spec.method == 'mebqat':
+        extra = BitSpace.parse(spec.guaranteed).pairs if spec.guaranteed else [Bits(1, 1)]*(Bits(1, 1) in space)
+        return mebqat(space, spec.n_tasks, dict.fromkeys([FP, *extra]))
     return {'float': float_training, 'ptq': float_training, 'qat': lambda: qat(space.pairs[0]), 'adabits': lambda: adabits(space),
             'any-precision': lambda: any_precision(space)}[spec.method]()
 

@@ -36,6 +36,7 @@ def specs(a, scheme):
     yield 'qat-W8A8', RunSpec('qat', bits='W8A8', **common)
     yield 'adabits', RunSpec('adabits', **common)
     yield 'any-precision', RunSpec('any-precision', **common)
+    if scheme == 'lsq': yield 'mebqat-W2A2', RunSpec('mebqat', guaranteed='W2A2', **common)
 
 
 def train(spec, out):
@@ -77,7 +78,7 @@ def collect(a):
     about = {'data': f'{test.name} ({a.note})' if a.note else test.name, 'test fingerprint': test.fingerprint(), 'network': 'resnet20, option A, 0.27 M parameters; first convolution and classifier in full precision',
              'protocol': f'float training for {a.pretrain:g} passes (SGD 0.1, cosine), then {a.epochs:g} passes for every method from those weights (SGD {a.lr}, cosine), float too; '
                          'batch 128, crop and flip, weight decay 5e-4 on weights, 45,000 training and 5,000 validation images, nothing selected on either, test set once; batch norm re-estimated at each pair from 1,000 training images; one seed',
-             'lists': 'AdaBits: W2A2 W4A4 W8A8; Any-Precision: the same and FP; MEBQAT: 4 tasks a step from the paper\'s set', 'interval': 'Wilson 95 % over test images (not over seeds)',
+             'lists': 'AdaBits: W2A2 W4A4 W8A8; Any-Precision: the same and FP; MEBQAT: FP and 3 random pairs a step from the paper\'s set (DoReFa: FP, W1A1 and 2); mebqat-W2A2: FP, W2A2 and 2', 'interval': 'Wilson 95 % over test images (not over seeds)',
              'seed': a.seed, 'mebqat': mebqat.__version__, 'torch': torch.__version__, 'command': f'python tests/bench/cifar10/resnet20.py --pretrain {a.pretrain:g} --epochs {a.epochs:g}'}
     text = json.dumps({'format': 'mebqat-results', 'version': 1, 'about': about, 'float': floats, 'runs': rows}, indent=1)
     part = a.results.with_suffix('.part')
@@ -97,6 +98,7 @@ def main():
     p.add_argument('--schemes', nargs='+', default=['lsq', 'dorefa'])
     p.add_argument('--threads', type=int, default=0)
     p.add_argument('--note', default='', help='what to say about the data')
+    p.add_argument('--only', help='train and measure just this run, such as mebqat-W2A2')
     p.add_argument('--collect', action='store_true', help='only write the results file')
     p.add_argument('--results', type=Path, default=Path('data/results/cifar10_resnet20.json'))
     a = p.parse_args()
@@ -108,8 +110,9 @@ def main():
     train(RunSpec('float', epochs=a.pretrain, lr=0.1, **common), a.out/'float')
     train(RunSpec('float', epochs=a.epochs, lr=a.lr, init=str(a.out/'float'), **common), a.out/'float-more')
     for scheme in a.schemes:
-        for name,spec in specs(a, scheme): measure(train(spec, a.out/f'{scheme}-{name}'), a.out/f'{scheme}-{name}', pools)
-    if len(a.schemes) == 2: collect(a)
+        for name,spec in specs(a, scheme):
+            if a.only in (None, name): measure(train(spec, a.out/f'{scheme}-{name}'), a.out/f'{scheme}-{name}', pools)
+    if len(a.schemes) == 2 and not a.only: collect(a)
 
 
 if __name__ == '__main__': main()
