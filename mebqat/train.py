@@ -115,9 +115,11 @@ def save_whole(
     "Write a safetensors file whole or not at all; OSError names the path."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f'{path.name}.{os.getpid()}.part')
+    name, hidden = path.with_name(f'{path.name}.{os.getpid()}.part'), os.umask(0)
+    os.umask(hidden)
     try:
         save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, name, metadata={'mebqat': json.dumps(about)})
+        name.chmod(0o666 & ~hidden)
         os.replace(name, path)
     except (OSError, SafetensorError) as e: raise OSError(f'could not write {path}: {e}; nothing was changed') from e
     finally: name.unlink(missing_ok=True)
