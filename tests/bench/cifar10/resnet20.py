@@ -52,7 +52,7 @@ def measure(run, out, pools):
     "The test surface of a run, measured once."
     file = out/'surface.json'
     if file.exists(): return
-    spec, bits = run.spec, BitSpace.parse(run.spec.bits) if run.spec.method == 'qat' else WIDE if run.spec.method == 'mebqat' else DIAGONAL
+    spec, bits = run.spec, BitSpace.parse(run.spec.bits) if run.spec.method == 'qat' else WIDE if out.name.endswith('-mebqat') else DIAGONAL
     start = time.time()
     sweep(run.model, pools['test'], bits, bn_data=pools['train'], title=f'{spec.method} {spec.bits}'.strip()).save(file)
     print(f'{out.name}: surface in {time.time() - start:.0f} s', flush=True)
