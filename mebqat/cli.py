@@ -64,7 +64,8 @@ def _tune(threads:int, compile:bool=False):
 def print_table(surface, title:str, console:Console):
     "A surface as a terminal table: weights down, activations across, percent."
     frame = surface.table()
-    table = Table(title=title, title_justify='left', header_style='bold')
+    console.print(title)
+    table = Table(header_style='bold')
     table.add_column('W \\ A')
     for a in frame.columns: table.add_column(str(a), justify='right')
     for w,row in frame.iterrows(): table.add_row(str(w), *('' if v != v else f'{100*v:.1f}' for v in row))

@@ -22,7 +22,7 @@ from .bits import FULL, Bits, BitSpace
 from .data import Pool, augment, load
 from .evaluate import deployed, answers
 from .kernels import compile_kernels
-from .layers import Quantized, bit_layers, bits_of, quantize
+from .layers import Quantized, bit_layers, quantize, use_bits
 from .methods import FP, Bitwidths, adabits, any_precision, float_training, mebqat, qat
 from .models import check_positive, make
 from .quantizers import make_scheme
@@ -186,9 +186,10 @@ def train_run(
     model = float_network(spec, train)
     if spec.method != 'float':
         quantized_network(spec, model, train)
-        for bits in spec.space(): bits_of(model, bits)
+        for bits in (*method.fixed, *spec.space()):
+            with use_bits(model, bits): pass
     try: model.to(device)
-    except RuntimeError as e: raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
+    except (RuntimeError, AssertionError) as e: raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
     _claim(out, spec)
     history = History()
     if compile is None: compile = device == 'cpu' and spec.epochs*len(train)*train.images[0].numel() > 1e8
@@ -224,6 +225,8 @@ def open_run(
     tensors, about = load_whole(file)
     if about.get('format') != 'mebqat-weights': raise ValueError(f'{file} is a checkpoint of an unfinished run; finish it with: mebqat train ... --out {path} --resume')
     if about.get('version') != 1: raise ValueError(f'{file} was written by mebqat {about.get("mebqat")} in format {about.get("version")}; this version reads format 1')
+    if missing := [k for k in ('spec', 'classes', 'input', 'signed', 'history', 'fingerprint', 'mebqat', 'torch') if k not in about]:
+        raise ValueError(f'{file} is damaged: it does not say its {missing[0]}')
     try:
         known = {f.name for f in fields(RunSpec)}
         spec = RunSpec(**{k: v for k,v in about['spec'].items() if k in known})
@@ -231,7 +234,8 @@ def open_run(
         if spec.method != 'float':
             example = torch.randn(2, *about['input'], generator=torch.Generator().manual_seed(0))
             quantize(model, spec.the_scheme(), example, spec.skip, bn=spec.bn, space=spec.space() if spec.bn == 'switchable' else None, signed=about['signed'])
+            if set(about['signed']) != set(bit_layers(model)): raise ValueError('the signs of its layers are not the network\'s')
         model.load_state_dict(tensors)
-        history = History(about['history'])
-    except (AttributeError, KeyError, RuntimeError, TypeError) as e: raise ValueError(f'{file} does not describe a network of this version: {str(e).splitlines()[0]}') from e
+        history = History(map(dict, about['history']))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e: raise ValueError(f'{file} does not describe a network of this version: {str(e).splitlines()[0]}') from e
     return Run(Path(path), spec, model.to(memory_format=torch.channels_last).eval(), history, about)
