@@ -112,7 +112,7 @@ def train(
         if json_: print(json.dumps({'run': str(out), 'spec': asdict(spec), 'history': run.history.rows}))
         else: err.print(f'{out} holds the trained {spec.model}; next: mebqat surface {out}')
 
-
+# %% ../nbs/50_cli.ipynb #3423a3d8
 def _options(pairs) -> tuple:
     "Scheme options from name=value text."
     words = {'true': True, 'false': False, 'none': None}

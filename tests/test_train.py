@@ -214,13 +214,15 @@ def test_a_killed_run_leaves_a_checkpoint_that_goes_on(tmp_path, uninterrupted):
 
 
 def test_the_first_ctrl_c_is_gentle_and_the_second_is_not():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        with gentle_interrupt() as flag:
-            signal.raise_signal(signal.SIGINT)
-            assert flag['stop']
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with gentle_interrupt() as flag:
+                signal.raise_signal(signal.SIGINT)
+                assert flag['stop']
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally: signal.signal(signal.SIGINT, before)
 
 
 def test_training_works_outside_the_main_thread():
