@@ -61,7 +61,7 @@ def class_by_class(
     device:str|torch.device='cpu',   # Where to
 ) -> Tensor:                         # int64, [n_way*each]
     "The labels of a part of an episode: `each` zeros, `each` ones and so on."
-    return torch.arange(n_way, device=device)[:, None].expand(n_way, each).flatten()
+    return torch.arange(n_way, device=device).repeat_interleave(each)
 
 # %% ../nbs/11_episodes.ipynb #b157902e
 _TABLES = WeakKeyDictionary()
@@ -190,6 +190,8 @@ class Task:
     "An episode, and the bits at which it is to be solved."
     episode: Episode # Support and query
     bits: Bits       # Weight and activation bits
+
+    def __repr__(self) -> str: return f'{self.bits}, {self.episode}'
 
 # %% ../nbs/11_episodes.ipynb #b8c5d727
 def from_learn2learn(
