@@ -1,17 +1,17 @@
 "What data's notebook cannot check about itself: refusals, faults, caches, the real sets."
-import os, subprocess, sys, zipfile
+import json, math, os, pickle, subprocess, sys, types, zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from mebqat import data, folders
-from mebqat.data import Pool, augment, choose, epoch_batches, load
+from mebqat.data import Pool, augment, choose, epoch_batches, jitter, load, split_classes
 from mebqat.glyphs import glyphs
 
-REAL = Path(os.environ.get('MEBQAT_DATA') or Path(__file__).resolve().parents[2]/'shared'/'data')
 gen = lambda seed=0: torch.Generator().manual_seed(seed)
 
 
@@ -109,7 +109,231 @@ def test_a_class_missing_from_one_part_does_not_shift_labels(tmp_path):
     assert pool.classes == ('a', 'b', 'c') and pool.labels.unique().tolist() == [0, 2]
 
 
+# splits over classes, and what goes with them
+
+def test_class_split_depends_on_names_and_seed_alone():
+    names = [f'c{i}' for i in range(50)]
+    parts = split_classes(names)
+    assert [len(c) for c in parts.values()] == [32, 8, 10] and sorted(sum(parts.values(), [])) == sorted(names)
+    assert split_classes(names[::-1]) == parts != split_classes(names, seed=1)
+    assert split_classes(map(str, range(9))) == {'train': ['1', '3', '4', '5', '6', '7'], 'val': ['8'], 'test': ['0', '2']}
+    assert [[len(c) for c in split_classes('abcdefg'[:n]).values()] for n in (3, 4, 7)] == [[1, 1, 1], [2, 1, 1], [5, 1, 1]]
+    assert [len(c) for c in split_classes([f'{i:04}' for i in range(1623)]).values()] == [1028, 172, 423]
+
+
+@pytest.mark.parametrize('layout', [('',), ('train', 'test')])
+def test_by_classes_pools_parts_and_keeps_classes_whole(tmp_path, layout):
+    root, names = tmp_path/'data', 'abcdefghij'
+    for k,part in enumerate(layout):
+        for c in names:
+            (root/part/c).mkdir(parents=True)
+            for i in range(6): picture(10000*k + 100*ord(c) + i).save(root/part/c/f'{i}.png')
+    pools = {s: load(root, s, by='classes') for s in ('train', 'val', 'test')}
+    assert {s: p.classes for s,p in pools.items()} == {s: tuple(c) for s,c in split_classes(names).items()}
+    every = load(root, 'all')
+    for p in pools.values():
+        assert p.counts.tolist() == [6*len(layout)]*len(p.classes)
+        assert all(rows(p.take(p.table[i])) == rows(every.take(every.table[names.index(c)])) for i,c in enumerate(p.classes))
+    train = pools['train'].images.double()/255
+    for p in pools.values():
+        assert p.mean == pytest.approx((train.mean().item(),)) and p.std == pytest.approx((train.std(correction=0).item(),))
+
+
+def test_own_disjoint_parts_stay(tmp_path):
+    for part, names in (('train', 'abcde'), ('val', 'fg'), ('test', 'hi')): tree(tmp_path/'few'/part, names, 3)
+    for s in ('train', 'val', 'test'):
+        assert load(tmp_path/'few', s, by='classes').fingerprint() == load(tmp_path/'few', s, by='images').fingerprint()
+    for part, names in (('train', 'abcde'), ('test', 'hi')): tree(tmp_path/'two'/part, names, 3)
+    got = {s: load(tmp_path/'two', s, by='classes').classes for s in ('train', 'val', 'test')}
+    assert got['test'] == ('h', 'i') and len(got['val']) == 1 and sorted(got['train'] + got['val']) == [*'abcde']
+
+
+def split_file(path, **lists):
+    path.write_text(json.dumps(lists))
+    return path
+
+
+def test_a_split_file_decides(tmp_path):
+    for part, names in (('train', 'abc'), ('val', 'd'), ('test', 'ef')): tree(tmp_path/'few'/part, names, 3)
+    path = split_file(tmp_path/'s.json', train=['f', 'a'], val=['b'], test=['c', 'd'])
+    pools = {s: load(tmp_path/'few', s, split_file=path) for s in ('train', 'val', 'test')}
+    assert {s: p.classes for s,p in pools.items()} == {'train': ('a', 'f'), 'val': ('b',), 'test': ('c', 'd')}
+    every = load(tmp_path/'few', 'all')
+    assert torch.equal(pools['test'].images, torch.cat([every.images[6:9], every.images[9:12]])) and pools['test'].labels.tolist() == [0]*3 + [1]*3
+
+
+def test_refuses_bad_split_files(tmp_path):
+    root, path = tree(tmp_path/'d', 'abc', 3), tmp_path/'s.json'
+    def said(**k): return refusal(root, split_file=split_file(path, **k))
+    assert 'no split file at' in refusal(root, split_file=tmp_path/'none.json', kind=FileNotFoundError)
+    assert 'no split file at' in refusal(root, split_file=tmp_path, kind=FileNotFoundError)
+    assert "no list of classes under 'test'" in said(train=['a'], val=['b'])
+    assert "no list of classes under 'val'" in said(train=['a'], val='b', test=['c'])
+    assert "'x', under val, is not a class" in said(train=['a'], val=['x'], test=['c'])
+    assert "['b'], under val" in said(train=['a'], val=[['b']], test=['c'])
+    assert "'a' is under train and again under test" in said(train=['a'], val=['b'], test=['c', 'a'])
+    assert 'no classes to train on' in said(train=[], val=['b'], test=['c'])
+    assert 's.json lists no class' in refusal(root, 'val', split_file=split_file(path, train=['a'], val=[], test=['c']))
+    path.write_text('{"train": ["a"')
+    assert 's.json is not JSON' in refusal(root, split_file=path)
+    path.write_text('["a"]')
+    assert "no list of classes under 'train'" in refusal(root, split_file=path)
+    path.write_bytes(b'\xff\xfe\x00')
+    assert 's.json is not JSON' in refusal(root, split_file=path)
+    assert "by='images'" in refusal(root, split_file=path, by='images')
+
+
+def test_refuses_impossible_class_splits(tmp_path):
+    assert 'there are 2' in refusal(tree(tmp_path/'d', 'ab', 3), by='classes')
+    assert 'val=5' in refusal(tree(tmp_path/'e', 'abc', 3), by='classes', val=5)
+    assert "by='alphabets'" in refusal('digits', by='alphabets')
+    assert '6x4' in refusal(tree(tmp_path/'f', 'abc', 3, size=(6, 4)), rotations=True)
+
+
+def test_rotations_and_inversion_of_any_data():
+    plain, turned = load('digits'), load('digits', rotations=True)
+    assert len(turned) == 4*len(plain) and turned.classes[:12] == (*'0123456789', '0@90', '1@90') and turned.classes[-1] == '9@270'
+    for k in range(4):
+        part = slice(k*len(plain), (k + 1)*len(plain))
+        assert torch.equal(turned.images[part], plain.images.rot90(k, (2, 3))) and torch.equal(turned.labels[part], plain.labels + 10*k)
+    dark = load('digits', invert=True)
+    assert torch.equal(dark.images, 255 - plain.images)
+    torch.testing.assert_close(dark.batch(slice(0, 9))[0], -plain.batch(slice(0, 9))[0], rtol=1e-4, atol=1e-4)
+
+
+def omniglot_tree(root, n=2):
+    for half, alphabet in (('images_background', 'Greek'), ('images_evaluation', 'Keble')):
+        tree(root/half/alphabet, [f'character{i:02}' for i in range(5)], n, size=(35, 35), mode='1')
+    return root
+
+
+def test_omniglot_defaults_follow_the_name(tmp_path, monkeypatch):
+    path = zipped(omniglot_tree(tmp_path/'omniglot'), tmp_path/'Omniglot.zip')
+    pools = [load(path), load(tmp_path/'omniglot'), load('omniglot', root=tmp_path)]
+    monkeypatch.setenv('MEBQAT_DATA', str(tmp_path))
+    pools.append(load('omniglot'))
+    assert len({p.fingerprint() for p in pools}) == 1
+    assert all(p.images.shape == (48, 1, 28, 28) and len(p.classes) == 24 and (p.name, p.mean, p.std) == ('omniglot', (0,), (1,)) for p in pools)
+    other = load(path.rename(tmp_path/'letters.zip'), size=28)
+    assert len(other.classes) == 10 and other.mean != (0,)
+    assert load('omniglot', 'all', size=14, gray=False, rotations=False).images.shape == (20, 3, 14, 14)
+
+
+def test_mini_imagenet_defaults_follow_the_name(tmp_path):
+    for part, names in (('train', 'abc'), ('val', 'd'), ('test', 'ef')): tree(tmp_path/'miniimagenet'/part, names, 3, size=(90, 90), mode='RGB')
+    for name in ('mini_imagenet', 'miniimagenet', 'mini-imagenet'):
+        pool = load(name, 'test', root=tmp_path)
+        assert pool.images.shape == (6, 3, 84, 84) and (pool.name, pool.mean, pool.std) == ('mini_imagenet', (0,)*3, (1,)*3)
+    assert pool.classes == ('e', 'f') and len(load(tmp_path/'miniimagenet', 'all').classes) == 6
+
+
+def test_few_shot_sets_that_are_not_there(tmp_path, monkeypatch):
+    said = refusal('omniglot', root=tmp_path, kind=FileNotFoundError)
+    assert 'download=True' in said and '--data PATH' in said and str(tmp_path) in said
+    said = refusal('mini_imagenet', root=tmp_path, kind=FileNotFoundError)
+    assert 'download=True' in said and '--data PATH' in said and 'train, val, test' in said
+    for name in ('omniglot.zip', 'miniimagenet.zip'):
+        assert f'no data at {tmp_path/name}' in refusal(tmp_path/name, kind=FileNotFoundError)
+    monkeypatch.setitem(sys.modules, 'learn2learn.vision.datasets', None)
+    assert 'learn2learn==0.2.0' in refusal('mini_imagenet', root=tmp_path, download=True)
+
+
+def test_torchvision_omniglot(tmp_path, monkeypatch):
+    from torchvision import datasets
+    asked = []
+    def fetch(root, background, download):
+        asked.append((background, download))
+        if background: omniglot_tree(Path(root)/'omniglot-py')
+    monkeypatch.setattr(datasets, 'Omniglot', fetch)
+    said = refusal('omniglot', root=tmp_path, download=True)
+    assert '20 of 32,460' in said and asked == [(True, True), (False, True)]
+    monkeypatch.setattr(folders, 'image_folders', None)
+    labels = torch.arange(1623).repeat_interleave(20)
+    source = folders.Source('omniglot-py', tuple(f'{i:04}' for i in range(1623)), ('all',),
+                            {'all.labels': labels, 'all.images': (labels % 251).to(torch.uint8).view(-1, 1, 1, 1)}.get)
+    monkeypatch.setattr(data, 'image_folders', lambda path, size, gray: source if (path.name, size, gray) == ('omniglot-py', 28, True) else None)
+    pool = load('omniglot', 'test', root=tmp_path, download=True)
+    assert (pool.name, len(pool.classes), len(pool), len(asked)) == ('omniglot', 4*423, 80*423, 2)
+    def offline(*a, **k): raise OSError('no route to host')
+    monkeypatch.setattr(datasets, 'Omniglot', offline)
+    assert 'no route to host' in refusal('omniglot', root=tmp_path/'new', download=True, kind=FileNotFoundError)
+
+
+def mini_pickle(mode, n=4):
+    names = {'train': 'cab', 'validation': 'd', 'test': 'fe'}[mode]
+    images = torch.randint(256, (n*len(names), 84, 84, 3), dtype=torch.uint8, generator=gen(ord(names[0]))).numpy()
+    return {'image_data': images, 'class_dict': {c: list(range(k*n, k*n + n)) for k,c in enumerate(names)}}
+
+
+def test_learn2learn_mini_imagenet(tmp_path, monkeypatch):
+    sys.modules.setdefault('gym_notices', None)
+    mini = pytest.importorskip('learn2learn.vision.datasets.mini_imagenet', reason='only this check needs learn2learn')
+    asked = []
+    def fetch(url, target, size=None):
+        asked.append(Path(target))
+        Path(target).write_bytes(pickle.dumps(mini_pickle(Path(target).stem.split('-')[-1])))
+    monkeypatch.setattr(mini, 'download_file', fetch)
+    pools = {s: load('mini_imagenet', s, root=tmp_path, download=True) for s in ('train', 'val', 'test')}
+    assert {s: p.classes for s,p in pools.items()} == {'train': ('a', 'b', 'c'), 'val': ('d',), 'test': ('e', 'f')}
+    want = torch.from_numpy(mini_pickle('train')['image_data']).permute(0, 3, 1, 2)
+    assert torch.equal(pools['train'].images, want) and pools['train'].labels.tolist() == [2]*4 + [0]*4 + [1]*4
+    assert len(asked) == 3 and not any(f.exists() for f in asked) and not [*tmp_path.rglob('*.pkl')]
+    assert load('mini_imagenet', 'test', root=tmp_path).fingerprint() == pools['test'].fingerprint() and len(asked) == 3
+    assert load('mini_imagenet', 'val', size=42, gray=True, root=tmp_path).images.shape == (4, 1, 42, 42)
+    file = tmp_path/'cache'/'mini_imagenet-val.safetensors'
+    raw = bytearray(file.read_bytes())
+    raw[-50] ^= 255
+    file.write_bytes(raw)
+    assert 'mini_imagenet-val.safetensors is damaged' in refusal('mini_imagenet', 'val', root=tmp_path)
+
+
+def test_a_pickle_beside_the_data_is_never_opened(tmp_path, monkeypatch):
+    for part in ('train', 'validation', 'test'):
+        for folder in (tmp_path, tmp_path/'cache'):
+            folder.mkdir(exist_ok=True)
+            (folder/f'mini-imagenet-cache-{part}.pkl').write_bytes(pickle.dumps(mini_pickle(part)))
+    asked = []
+    class Loader:
+        def __init__(self, root, mode, download):
+            asked.append([*Path(root).iterdir()])
+            raise OSError('no route to host')
+    monkeypatch.setitem(sys.modules, 'learn2learn.vision.datasets', types.SimpleNamespace(MiniImagenet=Loader))
+    assert 'download=True' in refusal('mini_imagenet', root=tmp_path, kind=FileNotFoundError) and not asked
+    said = refusal('mini_imagenet', root=tmp_path, download=True, kind=FileNotFoundError)
+    assert 'OSError: no route to host' in said and asked == [[]]
+
+
 # pools
+
+def test_table_and_counts():
+    y = torch.randint(7, (60,), generator=gen()) + (torch.rand(60, generator=gen(1)) < .5)
+    y[y == 3] = 4
+    pool = Pool(torch.zeros(60, 1, 1, 1, dtype=torch.uint8), y, tuple('abcdefgh'), 'x', 'all', (0,), (1,))
+    assert pool.counts.tolist() == [(y == c).sum() for c in range(8)] and pool.counts[3] == 0
+    assert pool.table.shape == (8, pool.counts.max()) and pool.table.dtype == torch.int64
+    for c in range(8):
+        where = (y == c).nonzero()[:, 0].tolist()
+        assert pool.table[c].tolist() == where + [-1]*(pool.table.shape[1] - len(where))
+    assert pool.take(torch.arange(5)).table.shape == (8, pool.take(torch.arange(5)).counts.max())
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))])
+def test_to_moves_images_and_labels(device):
+    pool = load('digits', 'val')
+    there = pool.to(device)
+    assert there.images.device.type == there.labels.device.type == device
+    assert (there.classes, there.mean, there.name, there.split) == (pool.classes, pool.mean, pool.name, pool.split)
+    assert pool.images.device.type == 'cpu'
+    if device == 'meta': return
+    for idx in (torch.tensor([3, 1, 3]), torch.tensor([3, 1, 3], device=device), slice(0, 5)):
+        x, y = there.batch(idx)
+        assert x.device.type == y.device.type == device
+        want = pool.batch(idx.cpu() if torch.is_tensor(idx) else idx)
+        torch.testing.assert_close(x.cpu(), want[0])
+        assert torch.equal(y.cpu(), want[1])
+    assert there.table.device.type == device and torch.equal(there.table.cpu(), pool.table)
+    assert there.fingerprint() == pool.fingerprint() and there.subset(20, gen()).fingerprint() == pool.subset(20, gen()).fingerprint()
+
 
 def test_digits():
     pools = [load('digits', s) for s in ('train', 'val', 'test')]
@@ -380,6 +604,51 @@ def test_augment_varies_over_images_and_draws():
     assert len(rows(Pool(a, torch.zeros(256), (), '', '', (), ()))) > 100 and not torch.equal(a, b)
 
 
+def by_hand(x, u, degrees, scale, shear, shift):
+    "Every output pixel looked up one at a time."
+    b, c, h, w = x.shape
+    out = torch.zeros_like(x)
+    for i in range(b):
+        turn, wide, tall, slant = math.radians(degrees*u[0, i]), 1 + scale*u[1, i], 1 + scale*u[2, i], shear*u[3, i]
+        for row in range(h):
+            for col in range(w):
+                q = (col + .5 - w/2 - shift*u[4, i], row + .5 - h/2 - shift*u[5, i])
+                s = (wide*q[0] + slant*q[1], tall*q[1])
+                px = math.cos(turn)*s[0] - math.sin(turn)*s[1] + w/2 - .5
+                py = math.sin(turn)*s[0] + math.cos(turn)*s[1] + h/2 - .5
+                for yy in (math.floor(py), math.floor(py) + 1):
+                    for xx in (math.floor(px), math.floor(px) + 1):
+                        if 0 <= yy < h and 0 <= xx < w: out[i, :, row, col] += x[i, :, yy, xx]*(1 - abs(py - yy))*(1 - abs(px - xx))
+    return out
+
+
+@pytest.mark.parametrize('shape', [(3, 1, 9, 9), (2, 3, 6, 10)])
+@pytest.mark.parametrize('how', [{}, dict(degrees=90, scale=0, shear=0, shift=0), dict(degrees=0, scale=0, shear=.5, shift=3), dict(degrees=30, scale=.5)])
+def test_jitter_equals_a_loop(shape, how):
+    how = dict(degrees=10, scale=.15, shear=.15, shift=2.) | how
+    x = torch.rand(shape, generator=gen(1))
+    u = (torch.rand(6, len(x), generator=gen(2))*2 - 1).tolist()
+    want = by_hand(x, torch.tensor(u, dtype=torch.float64), **how)
+    torch.testing.assert_close(jitter(x, gen(2), **how), want, rtol=0, atol=1e-4)
+
+
+def test_jitter_keeps_shape_layout_and_input():
+    x = torch.rand(5, 3, 8, 8, generator=gen()).to(memory_format=torch.channels_last)
+    before, out = x.clone(), jitter(x, gen())
+    assert out.shape == x.shape and out.is_contiguous(memory_format=torch.channels_last) and torch.equal(x, before)
+    assert torch.equal(out, jitter(x, gen())) and not torch.equal(out, jitter(x, gen(1)))
+    same = jitter(x[:1].expand(5, -1, -1, -1), gen())
+    assert len({o.numpy().tobytes() for o in same.contiguous()}) == 5
+    torch.testing.assert_close(jitter(x, gen(), 0, 0, 0, 0), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_jitter_on_a_gpu():
+    x = torch.rand(5, 1, 8, 8, generator=gen())
+    torch.testing.assert_close(jitter(x.cuda(), gen()).cpu(), jitter(x, gen()), rtol=0, atol=1e-4)
+    assert jitter(x.cuda(), torch.Generator('cuda').manual_seed(0)).is_cuda
+
+
 def test_epoch_batches():
     g = gen()
     a, b = (torch.cat(list(epoch_batches(103, 10, g, drop_last=False))) for _ in range(2))
@@ -393,10 +662,10 @@ def test_epoch_batches():
 # the real sets, where they are
 
 @pytest.fixture
-def real():
+def real(data_root):
     def find(name):
-        if not (REAL/name).exists(): pytest.skip(f'{name} is not in {REAL}')
-        return REAL/name
+        if not (data_root/name).exists(): pytest.skip(f'{name} is not in {data_root}')
+        return data_root/name
     return find
 
 
@@ -410,9 +679,64 @@ def test_cifar10_zip(real):
 
 
 def test_omniglot_zip(real):
-    pool = load(real('omniglot.zip'), 'all', size=28)
-    assert len(pool) == 32460 and len(pool.classes) == 1623 and pool.labels.bincount().unique().tolist() == [20]
-    assert pool.images.shape[1:] == (1, 28, 28) and 'Greek/character01' in pool.classes
+    pools = {s: load(real('omniglot.zip'), s) for s in ('train', 'val', 'test')}
+    assert {s: (len(p.classes), len(p)) for s,p in pools.items()} == {s: (4*n, 80*n) for s,n in (('train', 1028), ('val', 172), ('test', 423))}
+    for p in pools.values():
+        assert p.images.shape[1:] == (1, 28, 28) and p.counts.unique().tolist() == [20] and (p.mean, p.std) == ((0,), (1,))
+        assert (p.name, p.images[0, 0, 0, 0]) == ('omniglot', 0) and (p.images > 127).float().mean() < .2
+    base = [{c.split('@')[0] for c in p.classes} for p in pools.values()]
+    assert len(set.union(*base)) == 1623 == sum(map(len, base)) and 'Greek/character01' in set.union(*base)
+    again, other = (load(real('omniglot.zip'), 'val', seed=s) for s in (0, 1))
+    assert again.fingerprint() == pools['val'].fingerprint() and {*again.classes} != {*other.classes}
+
+
+def test_omniglot_otherwise(real):
+    plain = load(real('omniglot.zip'), 'all', by='images', invert=False)
+    assert len(plain) == 32460 and len(plain.classes) == 1623 and plain.counts.unique().tolist() == [20]
+    assert plain.images[0, 0, 0, 0] == 255
+    upright = load(real('omniglot.zip'), 'test', rotations=False)
+    turned = load(real('omniglot.zip'), 'test')
+    assert turned.classes[:423] == upright.classes and turned.classes[423:846] == tuple(f'{c}@90' for c in upright.classes)
+    assert torch.equal(turned.images[8460:16920], upright.images.rot90(1, (2, 3)))
+    assert torch.equal(turned.table[423:846] - 8460, upright.table)
+    i = plain.classes.index(upright.classes[5])
+    assert torch.equal(upright.images[upright.table[5]], 255 - plain.images[plain.table[i]])
+
+
+def test_omniglot_is_resized_in_grey(real):
+    small = load(real('omniglot.zip'), 'all', by='images')
+    assert len(small.images.unique()) > 50
+    with zipfile.ZipFile(real('omniglot.zip')) as z:
+        name = min(n for n in z.namelist() if n.endswith('.png') and '/Greek/character01/' in n)
+        with z.open(name) as f: whole = torch.from_numpy(np.asarray(Image.open(f).convert('L')).copy())
+    want = F.interpolate(whole[None, None].float(), size=(28, 28), mode='bilinear', antialias=True)[0, 0]
+    got = 255 - small.images[small.table[small.classes.index('Greek/character01'), 0], 0].float()
+    assert (got - want).abs().max() <= 2
+
+
+def test_vinyals_split(real):
+    path = real('omniglot_vinyals_split.json')
+    lists = json.loads(path.read_text())
+    for s,n in (('train', 1028), ('val', 172), ('test', 423)):
+        pool = load(real('omniglot.zip'), s, split_file=path)
+        assert len(pool.classes) == 4*n and {c.split('@')[0] for c in pool.classes} == {*lists[s]}
+
+
+def test_mini_imagenet_zip(real):
+    pools = {s: load(real('miniimagenet.zip'), s) for s in ('train', 'val', 'test')}
+    assert {s: (len(p.classes), len(p)) for s,p in pools.items()} == {'train': (64, 12800), 'val': (16, 1600), 'test': (20, 4000)}
+    assert len({c for p in pools.values() for c in p.classes}) == 100 and all(c.startswith('n') for c in pools['val'].classes)
+    for p in pools.values():
+        assert p.images.shape[1:] == (3, 84, 84) and len(p.counts.unique()) == 1 and (p.mean, p.std) == ((0,)*3, (1,)*3)
+    assert load(real('miniimagenet.zip'), 'val', by='images').fingerprint() == pools['val'].fingerprint()
+    x, _ = pools['val'].batch(slice(0, 8))
+    assert torch.equal(x, pools['val'].images[:8]/255)
+
+
+def test_few_shot_sets_are_found_by_name(real, monkeypatch):
+    real('omniglot.zip')
+    monkeypatch.setenv('MEBQAT_DATA', str(real('miniimagenet.zip').parent))
+    assert (len(load('omniglot', 'val').classes), len(load('mini_imagenet', 'val').classes)) == (688, 16)
 
 
 def test_other_modules_are_not_imported():
