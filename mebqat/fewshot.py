@@ -185,10 +185,11 @@ def _over_bits(name, learner, space, n_tasks, guaranteed):
 
 
 def pn(
-    bits:Bits=FP, # The one pair; full precision is plain PN, any other is PN+QAT
-) -> FewShot:     # Feed it 1 episode a step
+    bits:Bits=FP,  # The one pair; full precision is plain PN, any other is PN+QAT
+    n_tasks:int=1, # Episodes a step
+) -> FewShot:      # Feed it `n_tasks` episodes a step
     "Prototypical networks (Snell et al.) at one pair of bits."
-    return FewShot('pn' if bits.is_full else f'pn-qat-{bits}', Prototypes(), (bits,))
+    return FewShot('pn' if bits.is_full else f'pn-qat-{bits}', Prototypes(), (bits,)*n_tasks)
 
 
 def maml(
