@@ -8,7 +8,7 @@ __all__ = ['proto_loss', 'split_stem', 'trainable', 'Prototypes', 'InnerSteps', 
 
 # %% ../nbs/26_fewshot.ipynb #03b3d18c
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
