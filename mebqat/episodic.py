@@ -7,7 +7,7 @@ __all__ = ['proto_answers', 'inner_answers', 'EpisodeScores', 'check_fits', 'swe
            'adaptation_curve', 'plot_adaptation']
 
 # %% ../nbs/32_episodic.ipynb #dca58b58
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 
 import pandas as pd

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .adapt import adaptable, learn_rates
-from .bits import FULL, BitSpace
+from .bits import BitSpace
 from .data import Pool, jitter, load
 from .episodes import Episodes
 from .episodic import EpisodeScores, sweep_episodes
