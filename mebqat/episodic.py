@@ -31,7 +31,7 @@ def proto_answers(
     model:nn.Module,       # A quantized embedding network
     episode:Episode,       # The classes to learn and the images to judge
     space:Iterable[Bits],  # Pairs
-) -> dict[Bits, Tensor]:   # Right or wrong for each query, at each pair
+) -> dict[Bits, Tensor]:   # Right or wrong for each query, at each pair; FloatingPointError, naming the pair, if outputs are not finite
     "Classify an episode's queries by prototypes at every pair."
     x, stem, rest = torch.cat([episode.support, episode.query]), None, model
     if (parts := split_stem(model)) is not None: stem, rest = parts
@@ -40,7 +40,7 @@ def proto_answers(
     for bits in space:
         with use_bits(model, bits): z = rest(x)
         support, query = z.split([len(episode.support), len(episode.query)])
-        out[bits] = prototype_logits(query, prototypes(support, episode.n_way)).argmax(1) == episode.query_labels
+        out[bits] = _right(prototype_logits(query, prototypes(support, episode.n_way)), episode, f'at {bits}')
     return out
 
 
@@ -52,14 +52,20 @@ def inner_answers(
     learner:InnerSteps,   # The inner loop
     steps:int,            # Inner steps
     curve:bool=False,     # After every step, rather than after the last?
-) -> Tensor:              # Right or wrong, [1 or steps + 1, queries]; FloatingPointError, naming the step, if the loop diverges
+) -> Tensor:              # Right or wrong, [1 or steps + 1, queries]; FloatingPointError, naming the step, if the loop diverges or outputs are not finite
     "Adapt to an episode's support, then classify its queries."
     losses, rates = [], rates_of(model, learner.inner_lr)
     with use_bits(model, bits):
         path = inner_path(model, episode.support, episode.support_labels, steps, rates, adaptable(model, learner.kinds), losses=losses)
         points = [p for k,p in enumerate(path) if curve or k == steps]
         check_losses(losses, rates)
-        return torch.stack([functional_call(model, p, (episode.query,)).argmax(1) == episode.query_labels for p in points])
+        return torch.stack([_right(functional_call(model, p, (episode.query,)), episode, f'after {steps} inner steps') for p in points])
+
+
+def _right(logits, episode, where):
+    "Which queries are answered right; the first class is no answer where logits are NaN."
+    if not logits.isfinite().all(): raise FloatingPointError(f"the network's outputs {where} are not finite; train it again with lower learning rates")
+    return logits.argmax(1) == episode.query_labels
 
 # %% ../nbs/32_episodic.ipynb #f79d76a1
 class EpisodeScores:
@@ -136,7 +142,7 @@ def sweep_episodes(
     steps:int|None=None,           # Inner steps; None takes the learner's
     title:str='',                  # Name of the result
     meta:dict|None=None,           # More protocol
-) -> EpisodeScores:                # FloatingPointError, naming pair and step, if an inner loop diverges
+) -> EpisodeScores:                # FloatingPointError, naming the pair, if an inner loop diverges or outputs are not finite
     "Every pair of `space` on the same episodes."
     if n < 1: raise ValueError(f'give 1 episode or more, not {n}')
     device = next(model.parameters()).device

@@ -56,6 +56,7 @@ def trainable(
 class Prototypes:
     "Tasks by prototypes."
     share_stem: bool = True  # Run the layers before the first quantized one once per episode?
+    forwards = backwards = 1 # Passes of a task
 
     def check(self, model:nn.Module): pass
 
@@ -74,7 +75,7 @@ class Prototypes:
         for bits in pairs:
             with use_bits(model, bits): loss, right = proto_loss(rest(leaf), episode.query_labels, episode.n_way)
             out.append((loss.detach(), right.float().mean(), torch.autograd.grad(loss, [leaf, *late], allow_unused=True)))
-        early = torch.autograd.grad(h, trainable(stem), sum(grads[0] for *_,grads in out))
+        early = torch.autograd.grad(h, first, sum(grads[0] for *_,grads in out)) if (first := trainable(stem)) else ()
         return [[loss, accuracy, *(early if i == 0 else [None]*len(early)), *grads[1:]] for i,(loss, accuracy, grads) in enumerate(out)]
 
 # %% ../nbs/26_fewshot.ipynb #e5e818a5
@@ -86,6 +87,11 @@ class InnerSteps:
     first_order: bool = True             # Inner gradients as constants (FOMAML)?
     every_step: bool = False             # Query loss averaged over the path, rather than at its end?
     kinds: tuple[str, ...] = ('weights',) # What adapts: of `weights`, `norms`, `steps`
+
+    @property
+    def forwards(self) -> int: return self.steps + (max(self.steps, 1) if self.every_step else 1)
+    @property
+    def backwards(self) -> int: return self.steps + 1
 
     def check(self, model:nn.Module):
         "Refuse what cannot run (ValueError)."
@@ -143,8 +149,7 @@ class FewShot:
         average_gradients(model, pairs, self.clamp)
         for *_,losses in rows: check_losses(losses, rates_of(model, getattr(self.learner, 'inner_lr', 0)))
         loss, accuracy = torch.stack([torch.stack(r[:2]) for r in rows]).mean(0).tolist()
-        passes = len(pairs)*(1 + getattr(self.learner, 'steps', 0))
-        return Step(loss, accuracy, tuple(pairs), passes, passes)
+        return Step(loss, accuracy, tuple(pairs), len(pairs)*self.learner.forwards, len(pairs)*self.learner.backwards)
 
     def _rows(self, model, pairs, episodes):
         "The tasks' results, one after another."
