@@ -164,7 +164,7 @@ def _load_start(spec, model):
     theirs = about.get('spec', about.get('config', {})).get('method', 'another kind of run')
     try:
         if not spec.prototypical and 'fc.weight' not in tensors:
-            model.load_state_dict({**model.state_dict(), **fold_scales(tensors)})
+            model.load_state_dict({**model.state_dict(), **fold_scales(tensors), 'fc.weight': torch.zeros_like(model.fc.weight)})
             return {}
         mine = model.state_dict()
         model.load_state_dict({k: tensors[k] if 'running' not in k and 'tracked' not in k else tensors.get(k, v) for k,v in mine.items()})
