@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .adapt import adaptable, check_losses, inner_path, prototype_logits, prototypes, rates_of
+from .adapt import adaptable, check_losses, inner_path, prototype_logits, prototypes, rates_of, split_body
 from .bits import Bits, BitSpace
 from .cost import profile
 from .episodes import Episode, Episodes
@@ -54,12 +54,13 @@ def inner_answers(
     curve:bool=False,     # After every step, rather than after the last?
 ) -> Tensor:              # Right or wrong, [1 or steps + 1, queries]; FloatingPointError, naming the step, if the loop diverges or outputs are not finite
     "Adapt to an episode's support, then classify its queries."
-    losses, rates = [], rates_of(model, learner.inner_lr)
+    losses, rates, names = [], rates_of(model, learner.inner_lr), adaptable(model, learner.kinds)
+    body, rest = split_body(model, names)
     with use_bits(model, bits):
-        path = inner_path(model, episode.support, episode.support_labels, steps, rates, adaptable(model, learner.kinds), losses=losses)
-        points = [p for k,p in enumerate(path) if curve or k == steps]
+        path = inner_path(rest, body(episode.support), episode.support_labels, steps, rates, names, losses=losses)
+        points, query = [p for k,p in enumerate(path) if curve or k == steps], body(episode.query)
         check_losses(losses, rates)
-        return torch.stack([_right(functional_call(model, p, (episode.query,)), episode, f'after {steps} inner steps') for p in points])
+        return torch.stack([_right(functional_call(rest, p, (query,)), episode, f'after {steps} inner steps') for p in points])
 
 
 def _right(logits, episode, where):

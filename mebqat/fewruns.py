@@ -61,7 +61,7 @@ class FewShotSpec:
     learn_rates: bool = False     # MAML: learn a rate per tensor and step?
     second_order: bool = False    # MAML: outer gradients through the inner ones?
     every_step: bool = False      # MAML: query loss averaged over the path?
-    adapts: str = 'weights'       # MAML: of `weights norms steps`, what the inner loop changes
+    adapts: str = 'weights'       # MAML: of `weights head norms steps`, what the inner loop changes
     calibrate: bool = True        # Full-precision methods: quantizer steps measured anew from the trained weights? The reference keeps those of the random start
     bn: str = 'batch'             # Batch norm: `batch` statistics, or `running` ones
     jitter: float = 0.0           # Strength of random affine maps of training images; 1 is 10 degrees, 15 %, 2 pixels

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .adapt import adaptable, check_inner, check_losses, inner_path, prototype_logits, prototypes, rates_of
+from .adapt import adaptable, check_inner, check_losses, inner_path, prototype_logits, prototypes, rates_of, split_body
 from .bits import Bits, BitSpace
 from .episodes import Episode
 from .layers import Quantized, use_bits
@@ -86,7 +86,7 @@ class InnerSteps:
     inner_lr: float = 0.1                # Inner rate of a model without learned rates
     first_order: bool = True             # Inner gradients as constants (FOMAML)?
     every_step: bool = False             # Query loss averaged over the path, rather than at its end?
-    kinds: tuple[str, ...] = ('weights',) # What adapts: of `weights`, `norms`, `steps`
+    kinds: tuple[str, ...] = ('weights',) # What adapts: of `weights`, `head`, `norms`, `steps`
 
     @property
     def forwards(self) -> int: return self.steps + (max(self.steps, 1) if self.every_step else 1)
@@ -102,11 +102,12 @@ class InnerSteps:
 
     def task(self, model:nn.Module, bits:Bits, episode:Episode) -> list:
         "One task: loss, accuracy, gradients, then the support's loss before each inner step."
-        losses, rates = [], rates_of(model, self.inner_lr)
+        losses, rates, names = [], rates_of(model, self.inner_lr), adaptable(model, self.kinds)
+        body, rest = split_body(model, names)
         with use_bits(model, bits):
-            path = inner_path(model, episode.support, episode.support_labels, self.steps, rates, adaptable(model, self.kinds), self.first_order, losses)
-            points = [p for k,p in enumerate(path) if k == self.steps or (self.every_step and k > 0)]
-            answers = [functional_call(model, p, (episode.query,)) for p in points]
+            path = inner_path(rest, body(episode.support), episode.support_labels, self.steps, rates, names, self.first_order, losses)
+            points, query = [p for k,p in enumerate(path) if k == self.steps or (self.every_step and k > 0)], body(episode.query)
+            answers = [functional_call(rest, p, (query,)) for p in points]
         loss = sum(F.cross_entropy(a, episode.query_labels) for a in answers)/len(answers)
         right = answers[-1].detach().argmax(1) == episode.query_labels
         return [loss.detach(), right.float().mean(), *torch.autograd.grad(loss, trainable(model), allow_unused=True), *losses]
