@@ -78,6 +78,7 @@ class FewShotSpec:
         if not 0 <= self.jitter <= 3: raise ValueError(f'jitter must be 0 to 3, got {self.jitter}')
         for k in ('steps', 'n_tasks', 'glyph_classes'):
             if not isinstance(n := getattr(self, k), int) or n < 1: raise ValueError(f'{k} must be 1 or more, got {n!r}')
+        if self.test_way is not None and self.test_way < 2: raise ValueError(f'test_way must be 2 or more, got {self.test_way}')
         object.__setattr__(self, 'options', tuple(map(tuple, self.options)))
         if self.method.endswith('-qat') and len(self.space()) != 1: raise ValueError(f'{self.method} trains at one pair; got bits={self.bits!r}')
         if self.method in ('pn', 'fomaml') and self.bits: raise ValueError(f'{self.method} trains in full precision and takes no bits; got {self.bits!r}')
@@ -87,7 +88,9 @@ class FewShotSpec:
     def over_bits(self) -> bool: return self.method.startswith('mebqat')
     @property
     def prototypical(self) -> bool: return 'pn' in self.method
-    def the_scheme(self): return make_scheme(self.scheme, **dict(self.options))
+    def the_scheme(self):
+        if 'name' in (options := dict(self.options)): raise ValueError(f'name={options["name"]} is no scheme option; choose the scheme with scheme=')
+        return make_scheme(self.scheme, **options)
 
     def space(self) -> BitSpace:
         "The pairs this run trains at."
