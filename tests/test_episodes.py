@@ -1,5 +1,5 @@
 "What the episodes' notebook cannot check about itself: every shape, fairness, other processes, learn2learn itself."
-import gc, json, subprocess, sys, weakref
+import json, subprocess, sys
 
 import pytest
 import torch
@@ -7,8 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from mebqat.bits import Bits
 from mebqat.data import Pool, load
-from mebqat.episodes import (_TABLES, Episode, Episodes, Learn2LearnEpisodes, Task, class_table, draw, from_learn2learn, sample_episode,
-                             to_learn2learn)
+from mebqat.episodes import Episode, Episodes, Learn2LearnEpisodes, Task, draw, from_learn2learn, sample_episode, to_learn2learn
 
 quick = settings(max_examples=40, deadline=None)
 gen = lambda seed=0: torch.Generator().manual_seed(seed)
@@ -67,18 +66,9 @@ def test_images_are_those_at_the_indices(case, seed, i):
     assert episodes.classes(i) == tuple(pool.classes[c] for c in pool.labels[idx[:, 0]])
 
 
-@quick
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any), st.integers(0, 9))
-def test_table_lists_every_image_once_under_its_class(counts, seed):
-    pool = numbered(counts, seed=seed)
-    table, n = class_table(pool)
-    assert n.tolist() == counts and table.shape == (len(counts), max(counts))
-    for c,row in enumerate(table): assert row.tolist() == (pool.labels == c).nonzero().flatten().tolist() + [-1]*(max(counts) - counts[c])
-
-
 def test_every_class_and_every_image_of_a_class_is_equally_likely():
     pool, g, n = numbered([6, 9, 20, 7]), gen(), 6000
-    table, counts = class_table(pool)
+    table, counts = pool.table, pool.counts
     drawn = [draw(table, 2, 3, g) for _ in range(n)]
     classes = torch.stack([c for c,_ in drawn])
     for column in classes.T: assert (column.bincount(minlength=4) - n/4).abs().max() < 4.5*(n*3/16)**.5
@@ -92,16 +82,6 @@ def test_every_class_and_every_image_of_a_class_is_equally_likely():
 def test_the_whole_class_can_be_drawn():
     e = sample_episode(numbered([5, 5]), 2, 2, 3, gen())
     assert torch.cat(parts(e), 1).flatten().sort().values.tolist() == list(range(10))
-
-
-def test_tables_do_not_outlive_their_pool():
-    pool = numbered([4, 4])
-    class_table(pool)
-    gone, before = weakref.ref(pool), len(_TABLES)
-    assert class_table(pool)[0] is class_table(pool)[0]
-    del pool
-    gc.collect()
-    assert gone() is None and len(_TABLES) == before - 1
 
 
 # numbers
