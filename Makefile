@@ -10,6 +10,7 @@ WAIT := Installing into .venv; the first time this takes minutes and, on Linux, 
 
 help:
 	@echo 'make demo    train on shipped data in about a minute; table here, surface in demo/surface.html'
+	@echo 'make demo FEWSHOT=1   new characters from one example each, up to three minutes; demo/fewshot.html'
 	@echo 'make test    every check: lint, notebooks, package, browser'
 	@echo 'make lab     the notebooks in JupyterLab'
 	@echo 'make export  write mebqat/*.py from nbs/*.ipynb, and tidy the notebooks'
@@ -18,7 +19,7 @@ help:
 	@echo 'PYTHON=python3.12 make ... chooses the Python that .venv is made with (3.10 or newer)'
 
 demo: .venv/.demo
-	$(BIN)/mebqat demo --out demo
+	$(BIN)/mebqat demo --out demo $(if $(FEWSHOT),--few-shot)
 
 test: .venv/.dev .venv/.learn2learn browser
 	$(BIN)/ruff check --no-cache --select F mebqat

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'err', 'ORDINARY', 'FEW_SHOT', 'BOTH', 'ONE_SET', 'EPISODES', 'INNER', 'PANELS', 'ONLY', 'INSTEAD', 'FEW_PAIRS',
-           'CORNERS', 'print_table', 'spec_of', 'train', 'find_run', 'open_any', 'save_scores', 'open_scores',
+           'CORNERS', 'TITLES', 'print_table', 'spec_of', 'train', 'find_run', 'open_any', 'save_scores', 'open_scores',
            'same_episodes', 'surface', 'by_pair', 'info', 'demo', 'notebooks', 'lab', 'main']
 
 # %% ../nbs/50_cli.ipynb #7d1648e5
@@ -66,14 +66,18 @@ def _tune(threads:int, compile:bool=False):
     return tune_cpu(compile=compile)
 
 
+def _spread(p) -> str:
+    "A point as percent with half its interval's width."
+    return f'{100*p.accuracy:.1f}' + (f' ±{100*max(p.high - p.accuracy, p.accuracy - p.low):.1f}' if p.n > 1 else '')
+
+
 def print_table(surface, title:str, console:Console, spread:bool=False):
     "A surface as a terminal table: weights down, activations across, percent; with half the interval's width on request."
     from mebqat.surface import label, widths
     w, a = widths(surface)
     def cell(b):
         if b not in surface: return ''
-        p = surface.at(b)
-        return f'{100*p.accuracy:.1f}' + (f' ±{100*max(p.high - p.accuracy, p.accuracy - p.low):.1f}' if spread and p.n > 1 else '')
+        return _spread(surface.at(b)) if spread else f'{100*surface.at(b).accuracy:.1f}'
     console.print(title)
     table = Table(header_style='bold')
     table.add_column('W \\ A')
@@ -125,7 +129,7 @@ INNER = {
     'learn_rates': (bool, 'Learn a rate per tensor and step', 'no'),
     'second_order': (bool, 'Outer gradients through the inner ones', 'no'),
     'every_step': (bool, 'Query loss averaged over the path', 'no'),
-    'adapts': (str, 'What the inner loop changes, of "weights norms steps"', 'weights')}
+    'adapts': (str, 'What the inner loop changes, of "weights head norms steps"', 'weights')}
 PANELS = {'Training': BOTH, 'Ordinary methods': ONE_SET, 'Few-shot': EPISODES, 'Few-shot by an inner loop (MAML)': INNER}
 ONLY = {**dict.fromkeys(INNER, FEW_SHOT[3:]), 'test_way': FEW_SHOT[:3], 'design': ('mebqat-pn',), 'calibrate': ('pn', 'fomaml')}
 INSTEAD = {'epochs': 'steps', 'steps': 'epochs', 'batch_size': 'n_way', 'augment': 'jitter'}
@@ -430,14 +434,20 @@ CORNERS = (Bits(2, 2), Bits(2, 8), Bits(8, 2), Bits(8, 8))
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help='Folder for surface.html and the runs')] = Path('demo'),
-    epochs: Annotated[int, typer.Option(help='Passes over the images for every network')] = 20,
+    epochs: Annotated[Optional[int], typer.Option(help='Passes over the images for every network (default: 20)')] = None,
+    few_shot: Annotated[bool, typer.Option('--few-shot', help='New characters from one example each, at any bits: up to three minutes, fewshot.html')] = False,
+    steps: Annotated[Optional[int], typer.Option(help='--few-shot: steps of the MEBQAT networks (default: 80)')] = None,
     seed: Annotated[int, typer.Option(help='Seed')] = 0,
     threads: Annotated[int, typer.Option(help='CPU threads; 0 leaves the default')] = 0,
 ):
     "Train on shipped data in about a minute, print the table, write surface.html."
     with _clear_errors():
         from mebqat.runs import RunSpec
+        if few_shot and epochs is not None: raise ValueError('--few-shot counts steps; use --steps instead of --epochs')
+        if not few_shot and steps is not None: raise ValueError('--steps is for --few-shot; use --epochs')
         _tune(threads)
+        if few_shot: return _few_demo(out, 80 if steps is None else steps, seed)
+        epochs = 20 if epochs is None else epochs
         common = dict(data='digits', model='small_cnn', width=8, skip='none', batch_size=32, epochs=epochs, seed=seed)
         specs = {'float': RunSpec('float', **common), 'mebqat': RunSpec('mebqat', **common)}
         specs |= {f'qat-{b}': RunSpec('qat', bits=str(b), **common) for b in CORNERS}
@@ -452,11 +462,12 @@ def demo(
 
 def _fresh_run(spec, folder):
     "Train anew, over whatever an earlier demo left."
+    from mebqat.fewruns import train_few
     from mebqat.runs import train_run
     if folder.exists(): shutil.rmtree(folder)
     start = time.time()
-    run = train_run(spec, folder)
-    err.print(f'{spec.method:>7} {spec.bits:5} trained in {time.time() - start:5.1f} s')
+    run = (train_few if spec.method in FEW_SHOT else train_run)(spec, folder)
+    err.print(f'{spec.method:>11} {spec.bits:5} trained in {time.time() - start:5.1f} s')
     return run
 
 # %% ../nbs/50_cli.ipynb #7b049b0d
@@ -499,6 +510,54 @@ def _report(out, surfaces, runs, seconds, epochs):
         diagonal(two, {f'Dedicated QAT {k}': s for k,s in dedicated.items()}, caption='Along equal bits, with intervals; markers are networks trained for that one pair.'),
         pd.DataFrame(rows).set_index('bits')])
     err.print(f'training took {seconds:.0f} s; open {out/"surface.html"} in a browser (no network needed)')
+
+# %% ../nbs/50_cli.ipynb #9f4637a2
+TITLES = {'mebqat-pn': 'MEBQAT-PN, one network', 'pn': 'PN, quantized afterwards', 'pn-qat': 'PN+QAT at W2A2', 'mebqat-maml': 'MEBQAT-MAML, one network'}
+
+
+def _few_demo(out, steps, seed, n=100):
+    "Train the four networks, measure them on the same episodes, report."
+    from mebqat.episodic import adaptation_curve
+    from mebqat.fewruns import FewShotSpec
+    common, start = dict(width=16, seed=seed), dict(init=str(out/'runs'/'pn'))
+    twenty = dict(n_way=20, test_way=5)
+    specs = {'pn': FewShotSpec('pn', steps=4*steps, n_tasks=1, **twenty, **common)}
+    specs |= {m: FewShotSpec(m, steps=steps, **kw, **start, **common) for m,kw in {
+        'mebqat-pn': dict(design='both', **twenty), 'pn-qat': {'bits': 'W2A2', **twenty}, 'mebqat-maml': dict(n_way=5, inner_steps=2, inner_lr=.3, learn_rates=True)}.items()}
+    began = time.time()
+    runs = {m: _fresh_run(spec, out/'runs'/m) for m,spec in specs.items()}
+    seconds, space, episodes = time.time() - began, BitSpace.parse('W2A2 W2A8 W4A4 W8A8 FP'), runs['pn'].episodes(n_query=5)
+    scores = {m: runs[m].sweep(space, episodes, n) for m in TITLES}
+    maml = runs['mebqat-maml']
+    curve = adaptation_curve(maml.model, maml.spec.learner(), episodes, BitSpace.parse('W2A2 W4A4 FP'), n=30, steps=maml.spec.inner_steps)
+    _few_report(out, runs, scores, curve, seconds, steps)
+
+# %% ../nbs/50_cli.ipynb #7b795e98
+def _few_report(out, runs, scores, curve, seconds, steps):
+    "The few-shot demo's table on the terminal and its page."
+    import pandas as pd
+    from mebqat.episodic import plot_adaptation
+    from mebqat.plots import write_page
+    from mebqat.surface import name_figure
+    surfaces = {TITLES[m]: s.surface() for m,s in scores.items()}
+    n, meta = scores['pn'].n, scores['pn'].meta
+    table = Table(title=f'{meta["episodes"]}; {n} episodes of unseen characters; %', title_justify='left', header_style='bold')
+    rows = [{'bits': str(b)} | {k: _spread(s.at(b)) for k,s in surfaces.items()} for b in surfaces[TITLES['pn']]]
+    for c in rows[0]: table.add_column(c, justify='right')
+    for r in rows: table.add_row(*r.values())
+    Console(**_plain).print(table)
+    gaps = {other: scores['mebqat-pn'].minus(scores[other]) for other in ('pn', 'pn-qat')}
+    apart = pd.concat({f'MEBQAT-PN minus {TITLES[k]}': g for k,g in gaps.items()})
+    sizes = ', '.join(f'{TITLES[m]}: {r.spec.steps} steps' for m,r in runs.items())
+    write_page(out/'fewshot.html', 'New classes at any bitwidth', [
+        f'<p>Four small networks (four blocks of 16 channels, LSQ, first convolution in full precision) on procedural characters: {len(runs["pn"].episodes("train").pool.classes)} to '
+        f'train on, {meta["classes"]} others to test on. Every number is a mean over the same {n} episodes ({meta["episodes"]}); intervals are 95 %. {sizes}. '
+        f'PN+QAT saw as many episodes in as many backward passes as MEBQAT-PN, all of them at W2A2. MEBQAT-MAML was trained briefly and adapts in {runs["mebqat-maml"].spec.inner_steps} inner steps. '
+        f'Training took {seconds:.0f} seconds; networks and budgets this small show the method, not the papers\' numbers.</p>',
+        by_pair(surfaces, caption='Accuracy on unseen characters against bits, with intervals: one MEBQAT network serves every pair; a float network quantized afterwards pays at two bits.'),
+        name_figure(plot_adaptation(curve), '', 'The MEBQAT-MAML network before and after each inner step on the support: the same weights adapt at every pair of bits.'),
+        pd.DataFrame(rows).set_index('bits'), 'Paired differences in points, episode by episode:', apart])
+    err.print(f'training took {seconds:.0f} s; open {out/"fewshot.html"} in a browser (no network needed)')
 
 # %% ../nbs/50_cli.ipynb #af513591
 def notebooks() -> Path: # Folder with the course's notebooks
