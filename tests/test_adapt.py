@@ -172,18 +172,19 @@ def test_kinds_divide_the_parameters():
     names = {k: adaptable(net, [k]) for k in KINDS}
     learn_rates(net, names['weights'], 2)
     every = [n for n,_ in net.named_parameters()]
-    assert sorted(sum(names.values(), []) + ['log_rate']) == sorted(every) and kind_of('log_rate', net) == 'rates'
+    assert names['head'] == ['fc.weight', 'fc.bias'] and set(names['head']) < set(names['weights'])
+    assert sorted([*names['weights'], *names['norms'], *names['steps'], 'log_rate']) == sorted(every) and kind_of('log_rate', net) == 'rates'
     assert all(n.endswith(('conv.weight', 'conv.bias', 'fc.weight', 'fc.bias')) for n in names['weights'])
     assert all('.norm.' in n for n in names['norms']) and all(n.endswith('log_value') for n in names['steps'])
     assert adaptable(net, KINDS) == [n for n in every if n != 'log_rate']
 
 
-@pytest.mark.parametrize('kinds', [('weights',), ('norms',), ('steps',), ('norms', 'steps')])
+@pytest.mark.parametrize('kinds', [('weights',), ('norms',), ('steps',), ('norms', 'steps'), ('head',), ('head', 'norms')])
 def test_only_the_chosen_kinds_move(kinds):
     net = network('lsq')
     adapted, _ = outer(net, Bits(2, 3), kinds=kinds)
-    moved = {kind_of(n, net) for n,p in net.named_parameters() if not torch.equal(adapted[n], p)}
-    assert moved == set(kinds)
+    moved = {n for n,p in net.named_parameters() if not torch.equal(adapted[n], p)}
+    assert moved <= set(adaptable(net, kinds)) and all(moved & set(adaptable(net, [k])) for k in kinds)
 
 
 @pytest.mark.parametrize('first_order', (True, False))
@@ -282,6 +283,7 @@ def test_impossible_loops(steps, rate, text):
 
 def test_nothing_to_adapt():
     with pytest.raises(ValueError, match='no steps to adapt'): adaptable(network('dorefa'), ['steps'])
+    with pytest.raises(ValueError, match='no head to adapt'): adaptable(network()[:-1], ['head'])
     with pytest.raises(ValueError, match="got 'rates'"): adaptable(network(), ['weights', 'rates'])
     with pytest.raises(ValueError, match='at least 1 inner step, got 0'): learn_rates(net := network(), adaptable(net), 0)
 
