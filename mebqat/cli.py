@@ -240,7 +240,8 @@ def save_scores(
 ) -> Path:     # The target
     "Keep every episode's accuracy, float64 [n] under the name of each pair."
     from mebqat.train import save_whole
-    return save_whole(path, {str(b): v for b,v in scores.accuracy.items()}, {'format': 'mebqat-episodes', 'version': 1, 'title': scores.title, 'meta': scores.meta})
+    return save_whole(path, {str(b): v for b,v in scores.accuracy.items()},
+                      {'format': 'mebqat-episodes', 'version': 1, 'title': scores.title, 'meta': scores.meta, 'costs': {str(b): c for b,c in scores.costs.items()}})
 
 
 def open_scores(
@@ -253,7 +254,8 @@ def open_scores(
     if not file.is_file(): raise FileNotFoundError(f'{path} has no episodes.safetensors; measure it first with: mebqat surface {path}')
     tensors, about = load_whole(file)
     if (about.get('format'), about.get('version')) != ('mebqat-episodes', 1): raise ValueError(f'{file} holds no episodes that this version reads')
-    return EpisodeScores({Bits.parse(k): v for k,v in tensors.items()}, about['title'], about['meta'])
+    pairs = sorted(map(Bits.parse, tensors))
+    return EpisodeScores({b: tensors[str(b)] for b in pairs}, about['title'], about['meta'], {b: about['costs'][str(b)] for b in pairs})
 
 
 def same_episodes(
@@ -393,7 +395,7 @@ def _print_gaps(gaps, other, console):
     for c in ('bits', 'difference', '95 % interval', ''): table.add_column(c, justify='right')
     for r in gaps.reset_index().itertuples():
         table.add_row(r.bits, f'{r.difference:+.2f}', f'{r.low:+.2f} to {r.high:+.2f}', 'clear' if r.clear else 'not clear of zero')
-    console.print(f'minus {other}, same episodes, points')
+    console.print(f'minus {other}, same episodes, points', soft_wrap=True)
     console.print(table)
 
 # %% ../nbs/50_cli.ipynb #9c4bff9f
