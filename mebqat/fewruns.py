@@ -56,6 +56,7 @@ class FewShotSpec:
     lr: float = 2e-3              # Peak learning rate, cosine to zero
     optimizer: str = 'adam'       # `adam`, `adamw` or `sgd`
     weight_decay: float = 0.0     # On weight tensors
+    turns: bool = False           # Prototypes: let the images of a class take turns as support?
     inner_steps: int = 5          # MAML: inner steps
     inner_lr: float = 0.1         # MAML: inner rate, or where learned rates start
     learn_rates: bool = False     # MAML: learn a rate per tensor and step?
@@ -100,7 +101,7 @@ class FewShotSpec:
 
     def learner(self) -> Prototypes|InnerSteps:
         "How this run's network learns an episode."
-        return Prototypes() if self.prototypical else InnerSteps(self.inner_steps, self.inner_lr, not self.second_order, self.every_step, tuple(self.adapts.split()))
+        return Prototypes(turns=self.turns) if self.prototypical else InnerSteps(self.inner_steps, self.inner_lr, not self.second_order, self.every_step, tuple(self.adapts.split()))
 
 # %% ../nbs/36_fewruns.ipynb #f098ce5b
 def few_pool(
@@ -119,9 +120,9 @@ def few_method(
 ) -> FewShot:         # Its method
     "The training method a run describes."
     space, guaranteed = spec.space(), BitSpace.parse(spec.guaranteed).pairs if spec.guaranteed else ()
-    if spec.method == 'mebqat-pn': return mebqat_pn(space, spec.n_tasks, guaranteed)
+    if spec.method == 'mebqat-pn': return mebqat_pn(space, spec.n_tasks, guaranteed, spec.learner())
     if spec.method == 'mebqat-maml': return mebqat_maml(space, spec.n_tasks, guaranteed, spec.learner())
-    return pn(space.pairs[0], spec.n_tasks) if spec.prototypical else maml(space.pairs[0], spec.n_tasks, spec.learner())
+    return pn(space.pairs[0], spec.n_tasks, spec.learner()) if spec.prototypical else maml(space.pairs[0], spec.n_tasks, spec.learner())
 
 
 def few_episodes(
@@ -171,7 +172,8 @@ def _load_start(spec, model):
             return {}
         mine = model.state_dict()
         model.load_state_dict({k: tensors[k] if 'running' not in k and 'tracked' not in k else tensors.get(k, v) for k,v in mine.items()})
-    except (KeyError, RuntimeError, ValueError) as e:
+    except KeyError as e: raise ValueError(f'{spec.init} ({theirs}) cannot start {spec.method}: it has no {e}') from e
+    except (RuntimeError, ValueError) as e:
         raise ValueError(f'{spec.init} ({theirs}) cannot start {spec.method}: {str(e).splitlines()[-1].strip()}') from e
     return {k: v for k,v in tensors.items() if k not in mine}
 
@@ -299,6 +301,7 @@ def open_few(
         model = few_float(spec, tuple(about['input']))
         example = torch.rand(8, *about['input'], generator=torch.Generator().manual_seed(0))
         quantize(model, spec.the_scheme(), example, 'first' if spec.prototypical else 'ends', bn=spec.bn, signed=about['signed'])
+        if set(about['signed']) != set(bit_layers(model)): raise ValueError('the signs of its layers are not the network\'s')
         if 'log_rate' in tensors: learn_rates(model, adaptable(model, spec.adapts.split()), len(tensors['log_rate']), spec.inner_lr)
         model.load_state_dict(tensors)
         history = History(map(dict, about['history']))
