@@ -25,14 +25,21 @@ from .speed import Replay
 
 # %% ../nbs/26_fewshot.ipynb #96835e3a
 def proto_loss(
-    embeddings:Tensor, # Of support, then query, [n_way*(k_shot + n_query), d]
+    embeddings:Tensor, # Of support, then query, each class by class, [n_way*(k_shot + n_query), d]
     labels:Tensor,     # Query labels, [n_way*n_query]
     n_way:int,         # Classes
-) -> tuple[Tensor, Tensor]: # Loss, and which queries were answered right
+    turns:bool=False,  # Let the images of a class take turns as support?
+) -> tuple[Tensor, Tensor]: # Loss, and which queries were answered right by the given support
     "Cross entropy of the queries (Snell et al., equation 2)."
-    support, query = embeddings.split([len(embeddings) - len(labels), len(labels)])
-    logits = prototype_logits(query, prototypes(support, n_way))
-    return F.cross_entropy(logits, labels), logits.argmax(1) == labels
+    parts = embeddings.split([len(embeddings) - len(labels), len(labels)])
+    k_shot, z = len(parts[0])//n_way, torch.cat([p.reshape(n_way, -1, p.shape[1]) for p in parts], 1)
+    losses = []
+    for t in range(z.shape[1] if turns else 1):
+        support, query = z.roll(-t, 1).split([k_shot, z.shape[1] - k_shot], 1)
+        logits = prototype_logits(query.flatten(0, 1), prototypes(support.flatten(0, 1), n_way))
+        losses.append(F.cross_entropy(logits, labels))
+        if t == 0: right = logits.detach().argmax(1) == labels
+    return torch.stack(losses).mean(), right
 
 # %% ../nbs/26_fewshot.ipynb #571d4034
 def split_stem(
@@ -51,11 +58,12 @@ def trainable(
     "What a step's gradients are about, in order."
     return [p for p in model.parameters() if p.requires_grad]
 
-# %% ../nbs/26_fewshot.ipynb #7f39fb1c
+# %% ../nbs/26_fewshot.ipynb #b0b27866
 @dataclass(frozen=True)
 class Prototypes:
     "Tasks by prototypes."
     share_stem: bool = True  # Run the layers before the first quantized one once per episode?
+    turns: bool = False      # Let the images of a class take turns as support in training?
     forwards = backwards = 1 # Passes of a task
 
     def check(self, model:nn.Module): pass
@@ -63,7 +71,7 @@ class Prototypes:
     def task(self, model:nn.Module, bits:Bits, episode:Episode) -> list:
         "One task: loss, accuracy, then its gradient for every trainable parameter."
         with use_bits(model, bits): z = model(torch.cat([episode.support, episode.query]))
-        loss, right = proto_loss(z, episode.query_labels, episode.n_way)
+        loss, right = proto_loss(z, episode.query_labels, episode.n_way, self.turns)
         return [loss.detach(), right.float().mean(), *torch.autograd.grad(loss, trainable(model), allow_unused=True)]
 
     def tasks(self, model:nn.Module, pairs:list[Bits], episode:Episode) -> list[list]:
@@ -73,7 +81,7 @@ class Prototypes:
         h = stem(torch.cat([episode.support, episode.query]))
         leaf, late, out = h.detach().requires_grad_(), trainable(rest), []
         for bits in pairs:
-            with use_bits(model, bits): loss, right = proto_loss(rest(leaf), episode.query_labels, episode.n_way)
+            with use_bits(model, bits): loss, right = proto_loss(rest(leaf), episode.query_labels, episode.n_way, self.turns)
             out.append((loss.detach(), right.float().mean(), torch.autograd.grad(loss, [leaf, *late], allow_unused=True)))
         early = torch.autograd.grad(h, first, sum(grads[0] for *_,grads in out)) if (first := trainable(stem)) else ()
         return [[loss, accuracy, *(early if i == 0 else [None]*len(early)), *grads[1:]] for i,(loss, accuracy, grads) in enumerate(out)]
@@ -164,14 +172,15 @@ class FewShot:
             self._replays[model] = Replay(lambda key, *tensors: self.learner.task(model, key[0], Episode(*tensors, key[1])))
         return self._replays[model]((bits, episode.n_way), episode.support, episode.support_labels, episode.query, episode.query_labels)
 
-# %% ../nbs/26_fewshot.ipynb #0272e78d
+# %% ../nbs/26_fewshot.ipynb #0e2f1d1e
 def mebqat_pn(
     space:BitSpace,                  # Candidate pairs
     n_tasks:int=4,                   # Pairs a step, guaranteed ones included
     guaranteed:Iterable[Bits]=(),    # Pairs of every step
+    learner:Prototypes=Prototypes(), # How a task gives a loss
 ) -> FewShot:                        # Feed it 1 episode a step; `n_tasks` episodes for the paper's second design
     "MEBQAT-PN (Youn et al.): one episode at several random pairs."
-    return _over_bits('mebqat-pn', Prototypes(), space, n_tasks, guaranteed)
+    return _over_bits('mebqat-pn', learner, space, n_tasks, guaranteed)
 
 
 def mebqat_maml(
@@ -193,9 +202,10 @@ def _over_bits(name, learner, space, n_tasks, guaranteed):
 def pn(
     bits:Bits=FP,  # The one pair; full precision is plain PN, any other is PN+QAT
     n_tasks:int=1, # Episodes a step
+    learner:Prototypes=Prototypes(), # How a task gives a loss
 ) -> FewShot:      # Feed it `n_tasks` episodes a step
     "Prototypical networks (Snell et al.) at one pair of bits."
-    return FewShot('pn' if bits.is_full else f'pn-qat-{bits}', Prototypes(), (bits,)*n_tasks)
+    return FewShot('pn' if bits.is_full else f'pn-qat-{bits}', learner, (bits,)*n_tasks)
 
 
 def maml(

@@ -10,6 +10,7 @@ One float prototypical network is trained first; every other run goes on from it
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ import torch
 import mebqat
 from mebqat.bits import Bits, BitSpace
 from mebqat.episodic import EpisodeScores
-from mebqat.fewruns import FewShotSpec, open_few, train_few
+from mebqat.fewruns import FewShotSpec, few_network, few_pool, open_few, train_few
 from mebqat.train import load_whole, save_whole
 
 SIX = BitSpace.parse('W2A2 W2A8 W8A3 W4A4 W8A8 FP')
@@ -27,7 +28,7 @@ MAML_PAIRS = BitSpace.parse('W2A2 W3A8 W4A4 W8A8 FP')
 def specs(a):
     "Every run by name, the start first."
     data = dict(data='omniglot', split_file=a.split_file, jitter=0.75, seed=a.seed)
-    proto = dict(n_way=60, k_shot=1, n_query=5, **data)
+    proto = dict(n_way=60, k_shot=1, n_query=5, turns=True, **data)
     more = dict(init=str(a.out/'start'), lr=1e-3, **proto)
     inner = dict(init=str(a.out/'start'), n_way=20, k_shot=1, n_query=5, n_tasks=4, steps=a.maml, lr=1e-3, inner_steps=5, inner_lr=0.2,
                  adapts='head', second_order=True, learn_rates=True, **data)
@@ -50,6 +51,15 @@ def train(name, spec, a):
     return run
 
 
+def handicapped(run, a):
+    "The trained float weights with quantizers as the reference code has them: one step for all widths, set up on the random start."
+    options = (('shared_step', True), ('init', 'paper'), ('reference_compat', True))
+    start = replace(run.spec, init='', options=options)
+    model = few_network(start, few_pool(start))
+    model.load_state_dict({k: v if k.endswith('log_value') else run.model.state_dict()[k] for k,v in model.state_dict().items()})
+    return replace(run, spec=start, model=model.eval())
+
+
 def pairs_of(name):
     "Where a run is measured: everywhere, or at the pair it was trained for."
     if '-qat-' in name: return BitSpace([Bits.parse(name.rpartition('-')[2])])
@@ -60,7 +70,7 @@ def measure(name, run, a):
     "Per-episode test accuracies, 1 and 5 shots for prototypes, measured once."
     for shot in (1, 5) if run.spec.prototypical else (1,):
         file = a.out/name/f'{shot}-shot.safetensors'
-        if file.exists() or name == 'start': continue
+        if file.exists(): continue
         start = time.time()
         scores = run.sweep(pairs_of(name), run.episodes(n_way=20, k_shot=shot), a.episodes)
         save_whole(file, {str(b): v for b,v in scores.accuracy.items()}, {'title': scores.title, 'meta': scores.meta, 'costs': {str(b): c for b,c in scores.costs.items()}})
@@ -76,7 +86,8 @@ def scores_of(file):
 def collect(a):
     "All results with their protocol in one file."
     rows, kept = [], {}
-    for name, spec in specs(a):
+    every = dict(specs(a))
+    for name, spec in {**every, 'pn-handicap': every['pn']}.items():
         for shot in (1, 5):
             file = a.out/name/f'{shot}-shot.safetensors'
             if not file.exists(): continue
@@ -85,15 +96,15 @@ def collect(a):
             passes = spec.steps*spec.n_tasks*(1 if spec.prototypical else spec.inner_steps + 1)
             rows.append({'name': name, 'method': spec.method, 'k_shot': shot, 'training steps': spec.steps, 'tasks a step': spec.n_tasks, 'backward passes': passes, 'points': points, 'protocol': s.meta})
     paired = []
-    for ours, others in (('mebqat-pn', 'pn'), ('mebqat-maml', 'maml')):
+    for ours, others in (('mebqat-pn', ('start', 'pn')), ('mebqat-maml', ('maml',))):
         for (name, shot), s in kept.items():
             if name.startswith(others) and (ours, shot) in kept:
                 frame = kept[ours, shot].minus(s).reset_index()
                 paired += [{'ours': ours, 'other': name, 'k_shot': shot, **row} for row in frame.to_dict('records')]
     about = {'data': 'Omniglot, 28x28, ink 1, four turns of each character as classes; ' + (f'split file {a.split_file}' if a.split_file else 'the package\'s seeded split'),
-             'protocol': f'a float prototypical network, {a.start} steps of 60-way 1-shot episodes with 5 queries (Adam 2e-3, cosine); from its weights every prototypical run had {a.passes} backward passes on such episodes (Adam 1e-3, cosine), '
+             'protocol': f'a float prototypical network, {a.start} steps of 60-way 1-shot episodes with 5 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every prototypical run but the start itself had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine), '
                          f'MEBQAT-PN as {a.passes//4} steps of W2A2 and 3 random pairs on one episode; MAML runs: {a.maml} steps of four 20-way 1-shot tasks, 5 inner steps on the classifier alone, second order, learned rates; training images under random affine maps of strength 0.75; one seed',
-             'evaluation': f'{a.episodes} test episodes, 20-way, 15 queries a class, the same for every run and pair; batch norm on the statistics of support and query together (prototypes) or of each (MAML); PN and MAML quantized with steps measured from their trained weights',
+             'evaluation': f'{a.episodes} test episodes, 20-way, 15 queries a class, the same for every run and pair; batch norm on the statistics of support and query together (prototypes) or of each (MAML); the start, PN and MAML quantized with steps measured from their trained weights; pn-handicap is PN as the public reference code quantizes it: one step for all widths by the paper\'s rule, set up at two bits on the random start, and one activation level too many',
              'interval': 'normal 95 % over episodes (not over seeds)', 'seed': a.seed, 'mebqat': mebqat.__version__, 'torch': torch.__version__,
              'command': f'python tests/bench/omniglot/few_shot.py --start {a.start} --passes {a.passes} --maml {a.maml} --split-file {a.split_file}'}
     part = a.results.with_suffix('.part')
@@ -106,8 +117,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True)
     p.add_argument('--split-file', default='', help='JSON lists of characters under train, val, test, here or in MEBQAT_DATA')
-    p.add_argument('--start', type=int, default=9000, help='steps of the float start')
-    p.add_argument('--passes', type=int, default=6000, help='backward passes of every prototypical run after it')
+    p.add_argument('--start', type=int, default=5000, help='steps of the float start')
+    p.add_argument('--passes', type=int, default=2400, help='backward passes of every prototypical run after it')
     p.add_argument('--maml', type=int, default=1500, help='steps of every MAML run after it')
     p.add_argument('--episodes', type=int, default=600)
     p.add_argument('--seed', type=int, default=0)
@@ -122,6 +133,7 @@ def main():
     if a.collect: return collect(a)
     for name, spec in specs(a):
         if name == 'start' or a.only is None or name in a.only: measure(name, train(name, spec, a), a)
+    if a.only is None or 'pn-handicap' in a.only: measure('pn-handicap', handicapped(open_few(a.out/'pn'), a), a)
     if a.only is None: collect(a)
 
 
