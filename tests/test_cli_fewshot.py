@@ -110,7 +110,7 @@ def test_options_of_surface_reach_the_episodes(few, tmp_path):
 
 
 def test_against_pairs_what_saw_the_same_episodes(few, tmp_path):
-    same = ['--episodes', 4, '--n-query', 2, '--n-way', 4, '--bits', 'W2A2,FP']
+    same = ['--episodes', 4, '--n-query', 2, '--n-way', 3, '--bits', 'W2A2,FP']
     good('surface', few/'pn', '--out', tmp_path/'pn', *same)
     assert not (tmp_path/'pn'/'differences.json').exists()
     done = good('surface', few/'mebqat-pn', '--out', tmp_path/'mp', *same, '--against', tmp_path/'pn')
