@@ -56,7 +56,7 @@ class FewShotSpec:
     lr: float = 2e-3              # Peak learning rate, cosine to zero
     optimizer: str = 'adam'       # `adam`, `adamw` or `sgd`
     weight_decay: float = 0.0     # On weight tensors
-    turns: bool = False           # Prototypes: let the images of a class take turns as support?
+    turns: bool = False           # Prototypes: let the images of a class take turns as support in training?
     inner_steps: int = 5          # MAML: inner steps
     inner_lr: float = 0.1         # MAML: inner rate, or where learned rates start
     learn_rates: bool = False     # MAML: learn a rate per tensor and step?
@@ -268,9 +268,10 @@ class FewRun:
         data:str|None=None,      # The same data elsewhere
     ) -> Episodes:               # ValueError if the data does not suffice or the network has other ways
         "Episodes to measure this run on."
-        n_way = n_way or self.spec.test_way or (min(self.spec.n_way, 20) if self.spec.prototypical else self.spec.n_way)
+        own = self.spec.test_way or (min(self.spec.n_way, 20) if self.spec.prototypical else self.spec.n_way)
+        n_way, k_shot = own if n_way is None else n_way, self.spec.k_shot if k_shot is None else k_shot
         if not self.spec.prototypical and n_way != self.spec.n_way: raise ValueError(f'this network classifies {self.spec.n_way} ways, not {n_way}; train another one with --n-way {n_way}')
-        return Episodes(few_pool(self.spec, split, data), n_way, k_shot or self.spec.k_shot, n_query, seed)
+        return Episodes(few_pool(self.spec, split, data), n_way, k_shot, n_query, seed)
 
     def sweep(self,
         space:BitSpace,           # Pairs to measure

@@ -19,7 +19,7 @@ from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
 from mebqat.episodic import EpisodeScores, adaptation_curve, inner_answers, proto_answers, sweep_episodes
 from mebqat.fewruns import FewShotSpec, few_network, few_pool, fold_scales, open_few, train_few
-from mebqat.fewshot import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, split_stem, trainable
+from mebqat.fewshot import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss, split_stem, trainable
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa
@@ -116,6 +116,22 @@ def test_a_step_is_the_mean_of_its_tasks(case, clamp):
         if mine[name] is None: assert not mean.any(), name
         else: assert_close(mine[name], mean, atol=1e-9, rtol=1e-6, msg=name)
     if clamp < 1: assert max(g.abs().max() for g in mine.values() if g is not None) == clamp
+
+
+@few
+@given(st.integers(2, 5), st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
+def test_every_image_takes_its_turn_as_support(n_way, k_shot, n_query, seed):
+    z = torch.randn(n_way, k_shot + n_query, 4, generator=gen(seed), dtype=torch.float64)
+    flat, labels = torch.cat([z[:, :k_shot].flatten(0, 1), z[:, k_shot:].flatten(0, 1)]), torch.arange(n_way).repeat_interleave(n_query)
+    losses = []
+    for t in range(k_shot + n_query):
+        order = [(t + i) % (k_shot + n_query) for i in range(k_shot + n_query)]
+        far = torch.stack([(z[:, j, None] - z[:, order[:k_shot]].mean(1)).square().sum(-1) for j in order[k_shot:]], 1).flatten(0, 1)
+        losses.append(F.cross_entropy(-far, labels))
+    loss, right = proto_loss(flat, labels, n_way, turns=True)
+    assert_close(loss, sum(losses)/len(losses))
+    assert torch.equal(right, proto_loss(flat, labels, n_way)[1])
+    assert_close(proto_loss(flat, labels, n_way)[0], losses[0])
 
 
 @few
@@ -592,6 +608,7 @@ def test_a_diverging_run_leaves_no_weights(tmp_path):
 def test_measuring_what_does_not_fit(trained):
     run = open_few(trained/'maml')
     with pytest.raises(ValueError, match='classifies 3 ways, not 4'): run.episodes(n_way=4)
+    with pytest.raises(ValueError, match='k_shot must be a whole number, 1 or more; got 0'): run.episodes(k_shot=0)
     with pytest.raises(ValueError, match=r'k_shot \+ n_query = 10 \+ 15 = 25'): run.episodes(k_shot=10)
     for args, text in ((dict(space=BitSpace([Bits(1, 2)])), 'asked for W1A2'), (dict(n=0), '1 episode or more, not 0'), (dict(steps=-1), 'got -1'),
                        (dict(episodes=Episodes(pool('test'), 4, 1, 2)), 'classifies 3 ways, the episodes have 4'),
