@@ -119,6 +119,7 @@ EPISODES = {
     'test_way': (int, 'Classes of a test episode (prototypes only)', '--n-way, at most 20'),
     'steps': (int, 'Optimizer steps', '1000'),
     'design': (str, "MEBQAT-PN's tasks: inner is one episode at n-tasks pairs, both is n-tasks episodes at a pair each", 'inner'),
+    'turns': (bool, 'Prototypes: the images of a class take turns as support in training', 'no'),
     'calibrate': (bool, 'pn and fomaml: measure quantizer steps anew from the trained weights', 'yes'),
     'jitter': (float, 'Strength of random affine maps of training images', '0.0'),
     'split_file': (str, 'JSON lists of classes under train, val, test', 'a seeded split'),
@@ -131,7 +132,7 @@ INNER = {
     'every_step': (bool, 'Query loss averaged over the path', 'no'),
     'adapts': (str, 'What the inner loop changes, of "weights head norms steps"', 'weights')}
 PANELS = {'Training': BOTH, 'Ordinary methods': ONE_SET, 'Few-shot': EPISODES, 'Few-shot by an inner loop (MAML)': INNER}
-ONLY = {**dict.fromkeys(INNER, FEW_SHOT[3:]), 'test_way': FEW_SHOT[:3], 'design': ('mebqat-pn',), 'calibrate': ('pn', 'fomaml')}
+ONLY = {**dict.fromkeys(INNER, FEW_SHOT[3:]), 'test_way': FEW_SHOT[:3], 'turns': FEW_SHOT[:3], 'design': ('mebqat-pn',), 'calibrate': ('pn', 'fomaml')}
 INSTEAD = {'epochs': 'steps', 'steps': 'epochs', 'batch_size': 'n_way', 'augment': 'jitter'}
 
 # %% ../nbs/50_cli.ipynb #97ae0857
