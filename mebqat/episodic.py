@@ -96,8 +96,9 @@ class EpisodeScores:
         other:'EpisodeScores', # Measured on the same episodes
     ) -> pd.DataFrame:         # Per pair: difference in points, its 95 % interval, and whether it is clear of zero
         "Paired differences (ValueError when the episodes differ)."
-        if (mine := self.meta.get('episodes')) != (theirs := other.meta.get('episodes')) or self.n != other.n:
-            raise ValueError(f'paired differences need the same episodes; here {mine} x {self.n}, there {theirs} x {other.n}')
+        for k in ('data', 'split', 'fingerprint', 'episodes', 'number of episodes'):
+            if (mine := self.meta.get(k)) != (theirs := other.meta.get(k)): raise ValueError(f'paired differences need the same episodes; {k}: {mine} here, {theirs} there')
+        if self.n != other.n: raise ValueError(f'paired differences need the same episodes; here {self.n}, there {other.n}')
         if not (both := [b for b in self.accuracy if b in other.accuracy]): raise ValueError('the two share no pair of bits')
         rows = []
         for b in both:
