@@ -48,7 +48,7 @@ def _rows(images, idx):
     listed = isinstance(idx, Tensor) and idx.dtype == torch.int64 and idx.dim() == 1 and images.device.type == idx.device.type == 'cpu'
     return images.index_select(0, idx) if listed and not (idx < 0).any() else images[idx]
 
-
+# %% ../nbs/10_data.ipynb #5b26f0a2
 @dataclass(frozen=True, eq=False)
 class Pool(ByClass):
     "The images of one split, decoded, in memory."

@@ -134,7 +134,7 @@ def check_fits(
     if isinstance(learner, InnerSteps) and out.shape[1] != episode.n_way:
         raise ValueError(f'the network classifies {out.shape[1]} ways, the episodes have {episode.n_way}; give n_way={out.shape[1]}')
 
-
+# %% ../nbs/32_episodic.ipynb #59445c0d
 def sweep_episodes(
     model:nn.Module,               # A quantized network
     learner:Prototypes|InnerSteps, # How it learns an episode

@@ -516,8 +516,10 @@ def test_means_intervals_and_paired_differences(rows):
 
 def test_differences_need_the_same_episodes_and_a_shared_pair():
     make = lambda n, seed, bits=FP: EpisodeScores({bits: torch.rand(n)}, meta={'episodes': f'seed {seed}'})
-    with pytest.raises(ValueError, match='here seed 0 x 3, there seed 1 x 3'): make(3, 0).minus(make(3, 1))
-    with pytest.raises(ValueError, match='here seed 0 x 3, there seed 0 x 4'): make(3, 0).minus(make(4, 0))
+    with pytest.raises(ValueError, match='episodes: seed 0 here, seed 1 there'): make(3, 0).minus(make(3, 1))
+    with pytest.raises(ValueError, match='here 3, there 4'): make(3, 0).minus(make(4, 0))
+    elsewhere = EpisodeScores({FP: torch.rand(3)}, meta={'episodes': 'seed 0', 'split': 'val'})
+    with pytest.raises(ValueError, match='split: None here, val there'): make(3, 0).minus(elsewhere)
     with pytest.raises(ValueError, match='share no pair'): make(3, 0).minus(make(3, 0, Bits(2, 2)))
     with pytest.raises(ValueError, match=r'there are \[2, 3\]'): EpisodeScores({FP: torch.rand(2), Bits(2, 2): torch.rand(3)})
     with pytest.raises(ValueError, match='no pairs'): EpisodeScores({})
