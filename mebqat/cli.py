@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'err', 'ORDINARY', 'FEW_SHOT', 'BOTH', 'ONE_SET', 'EPISODES', 'INNER', 'PANELS', 'ONLY', 'INSTEAD', 'FEW_PAIRS',
-           'CORNERS', 'TITLES', 'print_table', 'spec_of', 'train', 'find_run', 'open_any', 'save_scores', 'open_scores',
-           'same_episodes', 'surface', 'by_pair', 'info', 'demo', 'notebooks', 'lab', 'main']
+           'CORNERS', 'TITLES', 'print_table', 'spec_of', 'train', 'find_run', 'open_any', 'open_scores', 'surface',
+           'info', 'demo', 'notebooks', 'lab', 'main']
 
 # %% ../nbs/50_cli.ipynb #7d1648e5
 import html
@@ -154,7 +154,6 @@ def spec_of(
     given:dict, # Options that were said, by field name
 ):              # A RunSpec or a FewShotSpec; ValueError for an option that the method does not have
     "The run that a method and some options describe."
-    from mebqat.data import few_shot_name
     from mebqat.fewruns import FewShotSpec
     from mebqat.runs import RunSpec
     if method not in (*ORDINARY, *FEW_SHOT): raise ValueError(f'no method {method!r}; there are {", ".join((*ORDINARY, *FEW_SHOT))}')
@@ -163,8 +162,6 @@ def spec_of(
     for name in given:
         if name not in known or method not in ONLY.get(name, (method,)):
             raise ValueError(f'{_flag(name)} is not an option of {method}' + (f'; use {_flag(other)}' if (other := INSTEAD.get(name)) in known else ''))
-    if kind is RunSpec and (few := few_shot_name(given.get('data', ''))):
-        raise ValueError(f'{few} is split over classes, and {method} needs the same classes in training and test; choose one of {", ".join(FEW_SHOT)}')
     return kind(method, **given)
 
 # %% ../nbs/50_cli.ipynb #bdbd72b1
@@ -235,38 +232,14 @@ def _folder(run, out) -> Path:
     return folder
 
 # %% ../nbs/50_cli.ipynb #fc623575
-def save_scores(
-    path:Path, # Target file
-    scores,    # An EpisodeScores
-) -> Path:     # The target
-    "Keep every episode's accuracy, float64 [n] under the name of each pair."
-    from mebqat.train import save_whole
-    return save_whole(path, {str(b): v for b,v in scores.accuracy.items()},
-                      {'format': 'mebqat-episodes', 'version': 1, 'title': scores.title, 'meta': scores.meta, 'costs': {str(b): c for b,c in scores.costs.items()}})
-
-
 def open_scores(
     path:Path, # A folder with `episodes.safetensors`, or that file
 ):             # EpisodeScores; ValueError if it is something else
-    "Read what `save_scores` wrote."
+    "Read what `surface` kept of a few-shot run."
     from mebqat.episodic import EpisodeScores
-    from mebqat.train import load_whole
     file = path/'episodes.safetensors' if path.is_dir() else path
     if not file.is_file(): raise FileNotFoundError(f'{path} has no episodes.safetensors; measure it first with: mebqat surface {path}')
-    tensors, about = load_whole(file)
-    if (about.get('format'), about.get('version')) != ('mebqat-episodes', 1): raise ValueError(f'{file} holds no episodes that this version reads')
-    pairs = sorted(map(Bits.parse, tensors))
-    return EpisodeScores({b: tensors[str(b)] for b in pairs}, about['title'], about['meta'], {b: about['costs'][str(b)] for b in pairs})
-
-
-def same_episodes(
-    mine:dict,   # Protocol of one result
-    theirs:dict, # And of another
-    name:str,    # The other, for the error
-):
-    "Refuse results that cannot be paired (ValueError)."
-    for k in ('data', 'split', 'fingerprint', 'episodes', 'number of episodes'):
-        if mine.get(k) != theirs.get(k): raise ValueError(f'{name} was measured on other episodes: {k} {theirs.get(k)} there, {mine.get(k)} here')
+    return EpisodeScores.load(file)
 
 # %% ../nbs/50_cli.ipynb #7f7388b8
 FEW_PAIRS = 'W2A2 W2A8 W8A3 W4A4 W8A8 FP'
@@ -326,7 +299,8 @@ def _default_space(spec) -> BitSpace:
 # %% ../nbs/50_cli.ipynb #befe795b
 def _surface_few(run, opened, bits, data, split, given):
     "Check a few-shot run's request; the function returned measures it."
-    from mebqat.episodic import check_fits, episode_protocol
+    from mebqat.episodic import check_fits, episode_protocol, same_episodes
+    from mebqat.plots import by_pair
     spec, n, steps = opened.spec, given.get('episodes', 600), given.get('inner_steps')
     for k,least in (('episodes', 1), ('n_way', 2), ('k_shot', 1), ('n_query', 1), ('inner_steps', 0)):
         if k in given and given[k] < least: raise ValueError(f'{_flag(k)} must be {least} or more, got {given[k]}')
@@ -349,25 +323,6 @@ def _surface_few(run, opened, bits, data, split, given):
     return measure
 
 # %% ../nbs/50_cli.ipynb #927c42d4
-def by_pair(
-    surfaces,       # Name to Surface, measured at the same pairs
-    title:str='',   # Short name
-    caption:str='', # One sentence that says what to see
-):                  # A plotly figure
-    "Accuracy at each pair of bits, with intervals."
-    import plotly.graph_objects as go
-    from mebqat.plots import below, look, whisker
-    from mebqat.surface import name_figure
-    fig, pairs = go.Figure(), sorted({b for s in surfaces.values() for b in s}, key=lambda b: (b.w*b.a, b))
-    for i,(name, s) in enumerate(surfaces.items()):
-        seen = [b for b in pairs if b in s]
-        x = [pairs.index(b) + .05*(i - (len(surfaces) - 1)/2) for b in seen]
-        fig.add_scatter(x=x, y=[s.at(b).accuracy for b in seen], error_y=whisker([s.at(b) for b in seen]), name=name, mode='lines+markers', **look(i))
-    fig.update_xaxes(title='weight and activation bits', tickvals=[*range(len(pairs))], ticktext=[*map(str, pairs)], zeroline=False)
-    fig.update_yaxes(title='accuracy', range=[0, 1.02], tickformat='.0%')
-    return below(name_figure(fig.update_layout(height=440), title, caption))
-
-# %% ../nbs/50_cli.ipynb #8f2c37a7
 def _keep(folder, split, json_, done, title, parts, scores=None, gaps=None, other=''):
     "Write a measured surface with all that belongs to it, and say it."
     from mebqat.plots import write_page
@@ -377,7 +332,7 @@ def _keep(folder, split, json_, done, title, parts, scores=None, gaps=None, othe
     write_page(folder/'surface.html', title, parts)
     (folder/'differences.json').unlink(missing_ok=True)
     said = json.loads((folder/'surface.json').read_text(encoding='utf-8'))
-    if scores: save_scores(folder/'episodes.safetensors', scores)
+    if scores: scores.save(folder/'episodes.safetensors')
     if gaps is not None:
         rows = [{k: None if v in (-math.inf, math.inf) else v for k,v in r.items()} for r in gaps.reset_index().to_dict('records')]
         write_text(folder/'differences.json', json.dumps({'title': done.title, 'against': other, 'meta': done.meta, 'differences': rows}, indent=1))
@@ -535,12 +490,12 @@ def _few_demo(out, steps, seed, n=100):
     curve = adaptation_curve(maml.model, maml.spec.learner(), episodes, BitSpace.parse('W2A2 W4A4 FP'), n=30, steps=maml.spec.inner_steps)
     _few_report(out, runs, scores, curve, seconds, steps)
 
-# %% ../nbs/50_cli.ipynb #7b795e98
+# %% ../nbs/50_cli.ipynb #8f2c37a7
 def _few_report(out, runs, scores, curve, seconds, steps):
     "The few-shot demo's table on the terminal and its page."
     import pandas as pd
     from mebqat.episodic import plot_adaptation
-    from mebqat.plots import write_page
+    from mebqat.plots import by_pair, write_page
     from mebqat.surface import name_figure
     surfaces = {TITLES[m]: s.surface() for m,s in scores.items()}
     n, meta = scores['pn'].n, scores['pn'].meta

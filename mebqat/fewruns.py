@@ -80,6 +80,7 @@ class FewShotSpec(FewShotOptions):
         if self.design not in DESIGNS: raise ValueError(f'design must be one of {", ".join(DESIGNS)}; got {self.design!r}')
         if self.bn not in ('batch', 'running'): raise ValueError(f"few-shot networks take bn='batch' or 'running'; got {self.bn!r}")
         if self.guaranteed and not self.over_bits: raise ValueError(f'guaranteed={self.guaranteed!r} is for mebqat-pn and mebqat-maml; {self.method} trains at one pair')
+        if not self.prototypical and (not isinstance(self.inner_steps, int) or self.inner_steps < 1): raise ValueError(f'{self.method} learns through 1 inner step or more; got inner_steps={self.inner_steps!r}')
         if not 0 <= self.jitter <= 3: raise ValueError(f'jitter must be 0 to 3, got {self.jitter}')
         for k in ('steps', 'n_tasks', 'glyph_classes'):
             if not isinstance(n := getattr(self, k), int) or n < 1: raise ValueError(f'{k} must be 1 or more, got {n!r}')

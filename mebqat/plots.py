@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'DASHES', 'SYMBOLS', 'FONT', 'STYLE', 'SCRIPT', 'compare', 'difference', 'look', 'below', 'whisker',
-           'diagonal', 'log_axis', 'frontier', 'metrics', 'training', 'theme', 'embed', 'figure', 'part', 'write_page']
+           'diagonal', 'by_pair', 'log_axis', 'frontier', 'metrics', 'training', 'theme', 'embed', 'figure', 'part',
+           'write_page']
 
 # %% ../nbs/40_plots.ipynb #f69341e8
 import html, json, math
@@ -137,6 +138,22 @@ def diagonal(
     fig.update_xaxes(title='bits of weights and activations', **ticks)
     fig.update_yaxes(title='accuracy', range=[0, 1.02], tickformat='.0%')
     fig.update_traces(marker_size=11, selector=dict(mode='markers'))
+    return below(name_figure(fig.update_layout(height=440), title, caption))
+
+# %% ../nbs/40_plots.ipynb #0485742c
+def by_pair(
+    surfaces:Mapping[str, Surface], # Name to surface; pairs may differ
+    title:str='',                   # Short name
+    caption:str='',                 # One sentence that says what to see
+) -> go.Figure:                     # One line per surface, pairs from coarse to fine
+    "Accuracy at each pair of bits, with intervals."
+    fig, pairs = go.Figure(), sorted({b for s in surfaces.values() for b in s}, key=lambda b: (b.w*b.a, b))
+    for i,(name, s) in enumerate(surfaces.items()):
+        seen = [b for b in pairs if b in s]
+        x = [pairs.index(b) + .05*(i - (len(surfaces) - 1)/2) for b in seen]
+        fig.add_scatter(x=x, y=[s.at(b).accuracy for b in seen], error_y=whisker([s.at(b) for b in seen]), name=name, mode='lines+markers', **look(i))
+    fig.update_xaxes(title='weight and activation bits', tickvals=[*range(len(pairs))], ticktext=[*map(str, pairs)], zeroline=False)
+    fig.update_yaxes(title='accuracy', range=[0, 1.02], tickformat='.0%')
     return below(name_figure(fig.update_layout(height=440), title, caption))
 
 # %% ../nbs/40_plots.ipynb #67226d7c

@@ -19,7 +19,7 @@ from torch import nn
 
 from . import __version__
 from .bits import FULL, Bits, BitSpace
-from .data import Pool, augment, load
+from .data import Pool, augment, few_shot_name, load
 from .evaluate import deployed, answers
 from .kernels import compile_kernels
 from .layers import Quantized, bit_layers, quantize, use_bits
@@ -60,6 +60,7 @@ class RunSpec:
 
     def __post_init__(self):
         if self.method not in METHODS: raise ValueError(f'no method {self.method!r}; there are {", ".join(METHODS)}')
+        if few := few_shot_name(self.data): raise ValueError(f'{few} is split over classes, and {self.method} needs the same classes in training and test; choose a few-shot method, such as mebqat-pn')
         if self.method == 'ptq' and not self.init: raise ValueError('ptq quantizes a trained float network: give init=, its run folder')
         if not 0 < self.epochs < math.inf: raise ValueError(f'epochs must be positive, got {self.epochs}')
         check_positive(**{k: n for k in ('size', 'width') if (n := getattr(self, k)) is not None})
@@ -184,6 +185,7 @@ def train_run(
 ) -> 'Run':                   # The trained run
     "Train a run into its folder; everything that can be refused is refused before any work."
     train, val = (load(spec.data, s, size=spec.size, val=spec.val) for s in ('train', 'val'))
+    if train.classes != val.classes: raise ValueError(f'training and validation images of {train.name} show different classes, and {spec.method} needs the same; choose a few-shot method, such as mebqat-pn')
     batches, method = Batches(train, spec.batch_size, spec.seed, augment if spec.augment else None, device), method_of(spec)
     config = _config(spec, batches.per_epoch)
     model = float_network(spec, train)

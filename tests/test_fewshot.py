@@ -23,6 +23,7 @@ from mebqat.fewshot import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, m
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa
+from mebqat.runs import RunSpec, train_run
 from mebqat.speed import Replay
 from mebqat.train import Interrupted, load_whole, save_whole
 
@@ -516,10 +517,10 @@ def test_means_intervals_and_paired_differences(rows):
 
 def test_differences_need_the_same_episodes_and_a_shared_pair():
     make = lambda n, seed, bits=FP: EpisodeScores({bits: torch.rand(n)}, meta={'episodes': f'seed {seed}'})
-    with pytest.raises(ValueError, match='episodes: seed 0 here, seed 1 there'): make(3, 0).minus(make(3, 1))
-    with pytest.raises(ValueError, match='here 3, there 4'): make(3, 0).minus(make(4, 0))
+    with pytest.raises(ValueError, match='other episodes: episodes seed 1 there, seed 0 here'): make(3, 0).minus(make(3, 1))
+    with pytest.raises(ValueError, match='has 4 episodes, this one 3'): make(3, 0).minus(make(4, 0))
     elsewhere = EpisodeScores({FP: torch.rand(3)}, meta={'episodes': 'seed 0', 'split': 'val'})
-    with pytest.raises(ValueError, match='split: None here, val there'): make(3, 0).minus(elsewhere)
+    with pytest.raises(ValueError, match='split val there, None here'): make(3, 0).minus(elsewhere)
     with pytest.raises(ValueError, match='share no pair'): make(3, 0).minus(make(3, 0, Bits(2, 2)))
     with pytest.raises(ValueError, match=r'there are \[2, 3\]'): EpisodeScores({FP: torch.rand(2), Bits(2, 2): torch.rand(3)})
     with pytest.raises(ValueError, match='no pairs'): EpisodeScores({})
@@ -570,7 +571,8 @@ BAD = {
     'no bits': (dict(method='pn-qat', bits=''), 'needs bits='), 'two pairs': (dict(method='pn-qat', bits='W2A2 W3A3'), 'trains at one pair'),
     'unreadable bits': (dict(method='mebqat-pn', bits='W2'), "cannot read bits from 'W2'"), 'bits for float': (dict(method='pn', bits='W2A2'), 'takes no bits'),
     'an inner rate of nothing': (dict(method='fomaml', inner_lr=0.), 'inner_lr must be positive, got 0'), 'an endless inner rate': (dict(method='fomaml', inner_lr=math.inf), 'inner_lr must be positive, got inf'),
-    'backward inner steps': (dict(method='fomaml', inner_steps=-1), 'inner steps must be 0 or more, got -1'), 'rates for no steps': (dict(method='fomaml', inner_steps=0, learn_rates=True), 'at least 1 inner step, got 0'),
+    'backward inner steps': (dict(method='fomaml', inner_steps=-1), 'fomaml learns through 1 inner step or more; got inner_steps=-1'), 'no inner steps': (dict(method='mebqat-maml', inner_steps=0), 'got inner_steps=0'),
+    'rates for no steps': (dict(method='fomaml', inner_steps=0, learn_rates=True), '1 inner step or more; got inner_steps=0'),
     'adapting scales': (dict(method='fomaml', adapts='scales'), "got 'scales'"), 'adapting what is not there': (dict(method='fomaml', scheme='dorefa', adapts='steps'), 'no steps to adapt'),
     'a rate of nothing': (dict(method='pn', lr=0.), 'lr must be positive, got 0'), 'too small': (dict(method='pn', size=8), 'image_size 8 is too small'), 'no width': (dict(method='pn', width=0), 'width must be .* got 0'),
     'no steps': (dict(method='pn', steps=0), 'steps must be 1 or more, got 0'), 'a strong jitter': (dict(method='pn', jitter=9.), 'jitter must be 0 to 3, got 9'),
@@ -623,3 +625,14 @@ def test_answers_do_not_depend_on_the_other_pairs():
     model, e = network().eval(), Episodes(pool('test'), 3, 1, 4)[0]
     together = proto_answers(model, e, SPACE)
     for b in SPACE: assert torch.equal(together[b], proto_answers(model, e, [b])[b])
+
+
+def test_other_methods_refuse_unlike_classes(tmp_path):
+    "By the name of the data, before any is read; and by what a folder holds."
+    with pytest.raises(ValueError, match='omniglot is split over classes, and qat needs the same'): RunSpec('qat', bits='W2A2', data='omniglot.zip')
+    for split, classes in (('train', 'ab'), ('val', 'cd'), ('test', 'ef')):
+        for c in classes:
+            (tmp_path/'data'/split/c).mkdir(parents=True)
+            for i in range(3): Image.new('L', (16, 16), 40*i).save(tmp_path/'data'/split/c/f'{i}.png')
+    with pytest.raises(ValueError, match='training and validation images of data show different classes, and float'): train_run(RunSpec('float', data=str(tmp_path/'data'), batch_size=2), tmp_path/'run')
+    assert not (tmp_path/'run').exists()

@@ -19,7 +19,6 @@ import mebqat
 from mebqat.bits import Bits, BitSpace
 from mebqat.episodic import EpisodeScores
 from mebqat.fewruns import FewShotSpec, few_network, few_pool, open_few, train_few
-from mebqat.train import load_whole, save_whole
 
 SIX = BitSpace.parse('W2A2 W2A8 W8A3 W4A4 W8A8 FP')
 MAML_PAIRS = BitSpace.parse('W2A2 W3A8 W4A4 W8A8 FP')
@@ -73,14 +72,8 @@ def measure(name, run, a):
         if file.exists(): continue
         start = time.time()
         scores = run.sweep(pairs_of(name), run.episodes(n_way=20, k_shot=shot), a.episodes)
-        save_whole(file, {str(b): v for b,v in scores.accuracy.items()}, {'title': scores.title, 'meta': scores.meta, 'costs': {str(b): c for b,c in scores.costs.items()}})
+        scores.save(file)
         print(f'{name}, {shot}-shot: {time.time() - start:.0f} s', {str(b): round(100*p.accuracy, 2) for b,p in scores.surface().points.items()}, flush=True)
-
-
-def scores_of(file):
-    "What `measure` kept."
-    tensors, about = load_whole(file)
-    return EpisodeScores({Bits.parse(k): v for k,v in tensors.items()}, about['title'], about['meta'], {Bits.parse(k): c for k,c in about['costs'].items()})
 
 
 def collect(a):
@@ -91,7 +84,7 @@ def collect(a):
         for shot in (1, 5):
             file = a.out/name/f'{shot}-shot.safetensors'
             if not file.exists(): continue
-            kept[name, shot] = s = scores_of(file)
+            kept[name, shot] = s = EpisodeScores.load(file)
             points = [{'bits': str(b), 'accuracy': p.accuracy, 'low': p.low, 'high': p.high, 'bytes': p.bytes, 'bitops': p.bitops} for b,p in s.surface().points.items()]
             passes = spec.steps*spec.n_tasks*(1 if spec.prototypical else spec.inner_steps + 1)
             rows.append({'name': name, 'method': spec.method, 'k_shot': shot, 'training steps': spec.steps, 'tasks a step': spec.n_tasks, 'backward passes': passes, 'points': points, 'protocol': s.meta})
@@ -106,7 +99,7 @@ def collect(a):
                          f'MEBQAT-PN as {a.passes//4} steps of W2A2 and 3 random pairs on one episode; MAML runs: {a.maml} steps of four 20-way 1-shot tasks, 5 inner steps on the classifier alone, second order, learned rates; training images under random affine maps of strength 0.75; one seed',
              'evaluation': f'{a.episodes} test episodes, 20-way, 15 queries a class, the same for every run and pair; batch norm on the statistics of support and query together (prototypes) or of each (MAML); the start, PN and MAML quantized with steps measured from their trained weights; pn-handicap is PN as the public reference code quantizes it: one step for all widths by the paper\'s rule, set up at two bits on the random start, and one activation level too many',
              'interval': 'normal 95 % over episodes (not over seeds)', 'seed': a.seed, 'mebqat': mebqat.__version__, 'torch': torch.__version__,
-             'command': f'python tests/bench/omniglot/few_shot.py --start {a.start} --passes {a.passes} --maml {a.maml} --split-file {a.split_file}'}
+             'command': f'python tests/bench/omniglot/few_shot.py --out runs/omniglot --start {a.start} --passes {a.passes} --maml {a.maml} --split-file {a.split_file}'}
     part = a.results.with_suffix('.part')
     part.write_text(json.dumps({'format': 'mebqat-results', 'version': 1, 'about': about, 'runs': rows, 'paired': paired}, indent=1) + '\n')
     part.replace(a.results)
