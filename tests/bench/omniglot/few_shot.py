@@ -1,6 +1,7 @@
 """Prototypes and MAML on Omniglot over bitwidths: every method from one float start, under the same number of backward passes.
 
-    python tests/bench/omniglot/few_shot.py --out runs/omniglot                                       # what data/results holds
+    python tests/bench/omniglot/few_shot.py --out runs/omniglot                                       # every run, then the results file
+    python tests/bench/omniglot/few_shot.py --out runs/omniglot --only mebqat-pn pn-qat-W2A2          # some; the results file says which it holds
     python tests/bench/omniglot/few_shot.py --out runs/long --start 60000 --passes 60000 --maml 20000 # a long schedule, for a GPU: --device cuda
 
 Omniglot is looked for in the folder that MEBQAT_DATA names (omniglot.zip or a folder), with the class split --split-file.
@@ -94,12 +95,15 @@ def collect(a):
             if name.startswith(others) and (ours, shot) in kept:
                 frame = kept[ours, shot].minus(s).reset_index()
                 paired += [{'ours': ours, 'other': name, 'k_shot': shot, **row} for row in frame.to_dict('records')]
+    done = [n for n in (*every, 'pn-handicap') if any(name == n for name,_ in kept)]
+    only = '' if len(done) > len(every) else ' --only ' + ' '.join(n for n in done if n != 'start')
     about = {'data': 'Omniglot, 28x28, ink 1, four turns of each character as classes; ' + (f'split file {a.split_file}' if a.split_file else 'the package\'s seeded split'),
              'protocol': f'a float prototypical network, {a.start} steps of 60-way 1-shot episodes with 5 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every prototypical run but the start itself had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine), '
                          f'MEBQAT-PN as {a.passes//4} steps of W2A2 and 3 random pairs on one episode; MAML runs: {a.maml} steps of four 20-way 1-shot tasks, 5 inner steps on the classifier alone, second order, learned rates; training images under random affine maps of strength 0.75; one seed',
              'evaluation': f'{a.episodes} test episodes, 20-way, 15 queries a class, the same for every run and pair; batch norm on the statistics of support and query together (prototypes) or of each (MAML); the start, PN and MAML quantized with steps measured from their trained weights; pn-handicap is PN as the public reference code quantizes it: one step for all widths by the paper\'s rule, set up at two bits on the random start, and one activation level too many',
              'interval': 'normal 95 % over episodes (not over seeds)', 'seed': a.seed, 'mebqat': mebqat.__version__, 'torch': torch.__version__,
-             'command': f'python tests/bench/omniglot/few_shot.py --out runs/omniglot --start {a.start} --passes {a.passes} --maml {a.maml} --split-file {a.split_file}'}
+             'command': f'python tests/bench/omniglot/few_shot.py --out runs/omniglot --start {a.start} --passes {a.passes} --maml {a.maml} --split-file {a.split_file}{only}',
+             'runs': done}
     part = a.results.with_suffix('.part')
     part.write_text(json.dumps({'format': 'mebqat-results', 'version': 1, 'about': about, 'runs': rows, 'paired': paired}, indent=1) + '\n')
     part.replace(a.results)
