@@ -79,7 +79,7 @@ def same_episodes(
     for k in ('data', 'split', 'fingerprint', 'episodes', 'number of episodes'):
         if mine.get(k) != theirs.get(k): raise ValueError(f'{name} was measured on other episodes: {k} {theirs.get(k)} there, {mine.get(k)} here')
 
-
+# %% ../nbs/32_episodic.ipynb #8477d9d5
 class EpisodeScores:
     "Accuracy of each episode at each pair, with the protocol."
     def __init__(self,
