@@ -182,6 +182,7 @@ def train_run(
     on_row:Callable|None=None, # `on_row(history)` after each validation
     compile:bool|None=None,   # Compile the quantizers first? None does so for long runs on a CPU
     device:str='cpu',         # `cpu`, `cuda` or another torch device
+    stop:Callable|None=None,  # `stop() -> bool`, asked after each step: yes saves and raises `Interrupted`
 ) -> 'Run':                   # The trained run
     "Train a run into its folder; everything that can be refused is refused before any work."
     train, val = (load(spec.data, s, size=spec.size, val=spec.val) for s in ('train', 'val'))
@@ -200,7 +201,7 @@ def train_run(
     if compile is None: compile = device == 'cpu' and spec.epochs*len(train)*train.images[0].numel() > 1e8
     if compile and spec.method not in ('float', 'ptq'): compile_kernels()
     if spec.method != 'ptq':
-        history = fit(model, method, batches, config, out, resume, _validation(spec, train, val), on_row, desc=f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}')
+        history = fit(model, method, batches, config, out, resume, _validation(spec, train, val), on_row, f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}', stop=stop)
     signed = {n: m.signed for n,m in bit_layers(model).items()} if spec.method != 'float' else {}
     about = {'spec': asdict(spec), 'classes': list(train.classes), 'input': list(train.images.shape[1:]), 'signed': signed, 'history': history.rows,
              'fingerprint': train.fingerprint(), 'mebqat': __version__, 'torch': torch.__version__, 'format': 'mebqat-weights', 'version': 1}

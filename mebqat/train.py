@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -236,8 +236,9 @@ def progress(
     done:int,     # Steps done already
     desc:str,     # What is going on
 ) -> tqdm:        # A bar; hidden where nobody looks
-    "A progress bar for a terminal or a notebook."
-    shown = sys.stderr.isatty() or ('ipykernel' in sys.modules and 'IN_TEST' not in os.environ)
+    "A progress bar for a terminal or a notebook; a training in the background has none."
+    seen = sys.stderr.isatty() or ('ipykernel' in sys.modules and 'IN_TEST' not in os.environ)
+    shown = seen and threading.current_thread() is threading.main_thread()
     return tqdm(total=total, initial=done, desc=desc, disable=not shown, leave=False, mininterval=0.5)
 
 # %% ../nbs/22_train.ipynb #5eb7adb0
@@ -249,16 +250,19 @@ def fit(
     out:str|Path|None=None,        # Folder for the checkpoint; None keeps none
     resume:bool=False,             # Go on from the checkpoint in `out`?
     validate:Callable|None=None,   # `validate(model) -> dict of numbers`, called every `epoch_steps`
-    on_row:Callable|None=None,     # `on_row(history)`, called after each row
+    on_row:Callable|None=None,     # `on_row(history)`, called after each row; its own `on_step`, `stop` and `watching` are used if it has them
     desc:str='training',           # What the progress bar says
+    on_step:Callable|None=None,    # `on_step(step, steps, loss)`, called after each step
+    stop:Callable|None=None,       # `stop() -> bool`, asked after each step
 ) -> 'History':                    # One row per validation
-    "Train: seeded, resumable bit for bit; FloatingPointError on a loss that is not finite, `Interrupted` on Ctrl-C."
+    "Train: seeded, resumable bit for bit; FloatingPointError on a loss that is not finite, `Interrupted` on Ctrl-C or when `stop` says so."
+    on_step, stop = on_step or getattr(on_row, 'on_step', None), stop or getattr(on_row, 'stop', None)
     if any(p.dim() == 4 for p in model.parameters()): model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
     keeper = Keeper(out, model, optimizer, config)
     start, history, sums = keeper.start(resume)
     bar, clock = progress(config.steps, start, desc), time.time() - keeper.spent
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), bar, gentle_interrupt() as flag:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), bar, getattr(on_row, 'watching', nullcontext)(), gentle_interrupt() as flag:
         for step in range(start, config.steps):
             torch.manual_seed(seed_for(config.seed, 'global', step))
             for group in optimizer.param_groups: group['lr'] = config.lr_at(step)
@@ -271,6 +275,8 @@ def fit(
             optimizer.step()
             sums = [sums[0] + seen.loss, sums[1] + seen.accuracy, sums[2] + 1]
             bar.update()
+            if on_step: on_step(step + 1, config.steps, seen.loss)
+            flag['stop'] |= bool(stop and stop())
             if step + 1 == config.steps or (config.epoch_steps and (step + 1) % config.epoch_steps == 0):
                 spent = (history.rows[-1]['seconds'] if len(history) else 0) + time.time() - clock
                 row = {'step': step + 1, 'loss': sums[0]/sums[2], 'accuracy': sums[1]/sums[2], 'lr': config.lr_at(step), 'seconds': spent}
