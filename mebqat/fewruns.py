@@ -154,7 +154,7 @@ def fold_scales(
         out[f'block{k}.norm.bias'], before = shift/scale, scale
     return out
 
-
+# %% ../nbs/36_fewruns.ipynb #5047ece8
 def few_float(
     spec:FewShotSpec,   # A run
     shape:tuple,        # Shape of an image, [C, H, W]
@@ -163,7 +163,11 @@ def few_float(
     size = dict(in_channels=shape[0], image_size=shape[-1], **({'width': spec.width} if spec.width is not None else {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(spec.seed, 'init'))
-        return cnn4(**size) if spec.prototypical else cnn5(spec.n_way, **size)
+        if not spec.prototypical: return cnn5(spec.n_way, **size)
+        model = cnn4(**size)
+        numbers = model.block4.norm.weight.numel()*(shape[-1]//16)**2
+        nn.init.constant_(model.block4.norm.weight, min(1, (64/numbers)**.5))
+        return model
 
 # %% ../nbs/36_fewruns.ipynb #d02f6ec7
 def _load_start(spec, model):
