@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'DASHES', 'SYMBOLS', 'FONT', 'STYLE', 'SCRIPT', 'compare', 'difference', 'look', 'below', 'whisker',
            'diagonal', 'by_pair', 'log_axis', 'frontier', 'metrics', 'training', 'theme', 'embed', 'figure', 'part',
-           'write_page']
+           'page', 'write_page']
 
 # %% ../nbs/40_plots.ipynb #f69341e8
 import html, json, math
@@ -317,22 +317,23 @@ def part(
     return f'<div class="table">{value.to_html(**how)}</div>'
 
 # %% ../nbs/40_plots.ipynb #296a0f34
-def write_page(
-    path:str|Path, # Target file
-    title:str,     # Title of the page, plain text
+def page(
+    title:str, # Title of the page, plain text
     parts:Iterable[str|go.Figure|pd.DataFrame], # Text (trusted HTML; bare text becomes a paragraph), figures, tables
-) -> Path:         # The target
-    "Write one HTML file that needs no network (OSError naming the target when it cannot be written)."
+    style:str='',  # More of a style sheet
+    script:str='', # A script to run at the end; it may use `read`, `dark`, `theme` and `Plotly`
+) -> str:      # The text of one HTML file
+    "A page that needs no network."
     body = '\n'.join(part(p, f'part-{i}') for i,p in enumerate(parts))
     policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
     themes = {'light': theme('plotly_white', '#ffffff', '#d8dee4'), 'dark': theme('plotly_dark', '#1d2228', '#39414a')}
     named = html.escape(title)
-    return write_text(path, f'''<!doctype html>
+    return f'''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{named}</title>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-{STYLE}</style></head>
+{STYLE}{style}</style></head>
 <body><main>
 <h1>{named}</h1>
 <noscript><p>The figures need JavaScript; text and tables do not.</p></noscript>
@@ -341,6 +342,15 @@ def write_page(
 <script>{get_plotlyjs()}</script>
 {embed(themes, 'themes')}
 <script>
-{SCRIPT}</script>
+{SCRIPT}{script}</script>
 </body></html>
-''')
+'''
+
+
+def write_page(
+    path:str|Path, # Target file
+    title:str,     # Title of the page, plain text
+    parts:Iterable[str|go.Figure|pd.DataFrame], # As for `page`
+) -> Path:         # The target
+    "Write one HTML file that needs no network (OSError naming the target when it cannot be written)."
+    return write_text(path, page(title, parts))
