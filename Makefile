@@ -6,13 +6,14 @@ BENCHES := $(sort $(wildcard tests/bench/[a-z]*.py))
 WAIT := Installing into .venv; the first time this takes minutes and, on Linux, about 6 GB
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export bench browser clean distclean
+.PHONY: help demo test lab docs export bench browser clean distclean
 
 help:
 	@echo 'make demo    train on shipped data in about a minute; table here, surface in demo/surface.html'
 	@echo 'make demo FEWSHOT=1   new characters from one example each, up to three minutes; demo/fewshot.html'
 	@echo 'make test    every check: lint, notebooks, package, browser'
 	@echo 'make lab     the notebooks in JupyterLab'
+	@echo 'make docs    notebooks, guides and reference as a site, docs/_build/html/index.html'
 	@echo 'make export  write mebqat/*.py from nbs/*.ipynb, and tidy the notebooks'
 	@echo 'make bench   speed and memory'
 	@echo 'make clean   remove what the others made; distclean removes .venv as well'
@@ -27,6 +28,9 @@ test: .venv/.dev .venv/.learn2learn browser
 
 lab: .venv/.lab
 	$(BIN)/mebqat lab
+
+docs: .venv/.dev
+	$(BIN)/python docs/make.py --strict
 
 export: .venv/.dev
 	$(BIN)/nbdev_export

@@ -1,0 +1,73 @@
+"Tables and figures of the results page, read from data/results when the site is built."
+import json
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from mebqat.bits import Bits
+from mebqat.plots import by_pair, compare, diagonal, part
+from mebqat.surface import Point, Surface
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = {'ptq': 'post-training', 'adabits': 'AdaBits', 'any-precision': 'Any-Precision', 'mebqat': 'MEBQAT', 'mebqat-W2A2': 'MEBQAT, W2A2 guaranteed'}
+EQUAL = [Bits(2, 2), Bits(4, 4), Bits(8, 8)]
+
+
+def load(name): return json.loads((ROOT/'data'/'results'/f'{name}.json').read_text(encoding='utf-8'))
+
+
+def protocol(about, *names):
+    "What must be read before any number."
+    return '<dl class="protocol">' + ''.join(f'<dt>{escape(k)}</dt><dd>{escape(str(about[k]))}</dd>' for k in names if k in about) + '</dl>'
+
+
+def points(rows, **more): return {Bits.parse(r['bits']): Point(**{k: v for k,v in (r | more).items() if k != 'bits'}) for r in rows}
+
+
+def percent(p): return f'{100*p.accuracy:.2f} ({100*p.low:.1f} to {100*p.high:.1f})'
+
+
+def cifar10():
+    "Parts about CIFAR-10 by name."
+    doc = load('cifar10_resnet20')
+    found = {r['name']: Surface(points(r['surface']['points']), r['name']) for r in doc['runs']}
+    def one(scheme): return {title: found[f'{scheme}-{k}'] for k,title in COLUMNS.items() if f'{scheme}-{k}' in found}
+    def dedicated(scheme): return {f'dedicated {b}': found[f'{scheme}-qat-{b}'] for b in EQUAL if f'{scheme}-qat-{b}' in found}
+    def table(scheme):
+        own = {b: found[f'{scheme}-qat-{b}'] for b in EQUAL if f'{scheme}-qat-{b}' in found}
+        rows = {'dedicated, a network for each': {str(b): percent(s.at(b)) for b,s in own.items()}}
+        rows |= {t: {str(b): percent(s.at(b)) for b in EQUAL if b in s} for t,s in one(scheme).items()}
+        return pd.DataFrame(rows).T.fillna('not run').rename_axis('accuracy, % (interval)')
+    def lines(scheme, low):
+        said = 'Lines are single networks, markers networks trained for that pair alone.'
+        return diagonal(one(scheme), dedicated(scheme), f'Test accuracy at equal bits (axis from {100*low:.0f} %)', said).update_yaxes(range=[low, 0.86])
+    maps = {k.upper().replace('DOREFA', 'DoReFa'): found[f'{k}-mebqat'] for k in ('lsq', 'dorefa')}
+    return {'cifar10 protocol': protocol(doc['about'], 'data', 'network', 'protocol', 'lists', 'interval', 'seed', 'command'),
+            'cifar10 lsq': table('lsq'), 'cifar10 dorefa': table('dorefa'), 'cifar10 lines': lines('lsq', 0.6), 'cifar10 dorefa lines': lines('dorefa', 0.3),
+            'cifar10 maps': compare(maps, caption='One MEBQAT network for each scheme, on the same colours: two-bit weights are the first row.')}
+
+
+def omniglot():
+    "Parts about Omniglot by name."
+    doc, out = load('omniglot_few_shot'), {}
+    titles = {'start': 'PN, quantized afterwards', 'pn': 'PN, quantized afterwards', 'mebqat-pn': 'MEBQAT-PN, one network'}
+    for shot in (1, 5):
+        runs = {r['name']: Surface(points(r['points'], n=600), r['name']) for r in doc['runs'] if r['k_shot'] == shot}
+        if 'pn' in runs: runs.pop('start', None)
+        named = {titles.get(k, k.replace('pn-qat-', 'PN+QAT for ')): s for k,s in runs.items()}
+        caption = 'Accuracy on characters never seen in training, with intervals over 600 episodes.'
+        out[f'omniglot {shot}'] = by_pair(named, f'Omniglot, 20-way {shot}-shot', caption).update_yaxes(range=[0.7 if shot == 1 else 0.9, 1])
+        rows = {name: {str(b): percent(s.at(b)) for b in s} for name,s in named.items()}
+        out[f'omniglot table {shot}'] = pd.DataFrame(rows).fillna('').rename_axis('accuracy, % (interval)')
+    paired = pd.DataFrame(doc['paired'])
+    said = [f'{d:+.2f} ({low:+.2f} to {high:+.2f})' for d,low,high in zip(paired.difference, paired.low, paired.high)]
+    paired = paired.assign(**{'difference, points': said, 'clear of zero': paired.clear.map({True: 'yes', False: 'no'})})
+    out['omniglot paired'] = paired[['k_shot', 'ours', 'other', 'bits', 'difference, points', 'clear of zero']]
+    return out | {'omniglot protocol': protocol(doc['about'], 'data', 'protocol', 'evaluation', 'interval', 'seed', 'command', 'runs')}
+
+
+def parts():
+    "HTML by name."
+    made = cifar10() | omniglot()
+    return {k: v if isinstance(v, str) else part(v, k.replace(' ', '-')) for k,v in made.items()}
