@@ -24,7 +24,7 @@ setup(
     # notebooks and shipped data live beside the package in the repository and inside it in a wheel
     packages=['mebqat', 'mebqat._nbs', 'mebqat._data'],
     package_dir={'mebqat': 'mebqat', 'mebqat._nbs': 'nbs', 'mebqat._data': 'data'},
-    package_data={'mebqat._nbs': ['*.ipynb'], 'mebqat._data': ['**/*']},
+    package_data={'mebqat': ['static/*'], 'mebqat._nbs': ['*.ipynb'], 'mebqat._data': ['**/*']},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     zip_safe=False, cmdclass={'sdist': SourceArchive},
