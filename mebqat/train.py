@@ -204,6 +204,7 @@ class Keeper:
         self.model, self.optimizer, self.config, self.saved = model, optimizer, config, time.time()
         self.spent = 0.0  # seconds since the last row, before the start
 
+    def said(self) -> str: return f' (the last good checkpoint is in {self.file.parent})' if self.file and self.file.exists() else ''
     def due(self) -> bool: return self.file is not None and time.time() - self.saved > 60*self.config.checkpoint_minutes
 
     def save(self, step:int, history:'History', sums:list[float], spent:float=0.0):
@@ -269,9 +270,7 @@ def fit(
             model.train()
             optimizer.zero_grad(set_to_none=True)
             seen = method(model, batch_at(step), generator_for(config.seed, 'method', step))
-            if not math.isfinite(seen.loss):
-                raise FloatingPointError(f'loss is {seen.loss} at step {step} of {config.steps} with lr {config.lr_at(step):.2g}; lower the learning rate'
-                                         + (f' (the last good checkpoint is in {out})' if keeper.file and keeper.file.exists() else ''))
+            if not math.isfinite(seen.loss): raise FloatingPointError(f'loss is {seen.loss} at step {step} of {config.steps} with lr {config.lr_at(step):.2g}; lower the learning rate{keeper.said()}')
             optimizer.step()
             sums = [sums[0] + seen.loss, sums[1] + seen.accuracy, sums[2] + 1]
             bar.update()
