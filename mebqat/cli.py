@@ -263,7 +263,7 @@ def surface(
     threads: Annotated[int, typer.Option(help='CPU threads; 0 leaves the default')] = 0,
     json_: Annotated[bool, typer.Option('--json', help='Print the surface as JSON')] = False,
 ):
-    "Accuracy over pairs of bits: a table here, surface.json and surface.html in RUN or DIR; few-shot runs also episodes.safetensors."
+    "Accuracy over pairs of bits: a table here, surface.json and surface.html in RUN or DIR, and the answers behind them in exploration.safetensors (few-shot: episodes.safetensors)."
     with _clear_errors():
         given = {k: v for k,v in dict(episodes=episodes, n_way=n_way, k_shot=k_shot, n_query=n_query, inner_steps=inner_steps,
                                       episode_seed=episode_seed, against=against).items() if v is not None}
@@ -271,21 +271,21 @@ def surface(
         measure = _surface_few if opened.spec.method in FEW_SHOT else _surface_run
         prepared = measure(run, opened, bits, data, split, given)
         _tune(threads, compile)
-        _keep(folder, split, json_, *prepared())
+        _keep(folder, split, json_, **prepared())
 
 # %% ../nbs/50_cli.ipynb #2fa57c3e
 def _surface_run(run, opened, bits, data, split, given):
     "Check an ordinary run's request; the function returned measures it."
-    from mebqat.evaluate import sweep
+    from mebqat.exploration import explore
     spec = opened.spec
     if given: raise ValueError(f'{_flag(next(iter(given)))} is for few-shot runs; {run} is a {spec.method} run')
     if spec.method == 'float': raise ValueError(f'{run} is a float network; quantize it first: mebqat train --method ptq --init {run} --out NEW')
     space = BitSpace.parse(bits) if bits else _default_space(spec)
     def measure():
-        done = sweep(opened.model, opened.pool(split, data), space, bn_data=opened.pool('train', data), title=f'{spec.method} {spec.scheme}',
-                     meta={'method': spec.method, 'bits': spec.bits, 'seed': spec.seed, 'epochs': spec.epochs, 'model': spec.model})
-        return done, f'{spec.model} on {Path(spec.data).name}: {spec.method}', [
-            done.plot('both', caption='Accuracy of one network at every pair of bits; darker is worse. The buttons switch to the surface.'), done.to_frame()]
+        seen = explore(opened.model, opened.pool(split, data), space, bn_data=opened.pool('train', data), title=f'{spec.method} {spec.scheme}',
+                       meta={'method': spec.method, 'bits': spec.bits, 'seed': spec.seed, 'epochs': spec.epochs, 'model': spec.model})
+        caption = f'Accuracy of one network on {len(seen):,} {split} images at every pair of bits: what each bit buys, and which images it costs.'
+        return dict(seen={spec.method: seen}, title=f'{spec.model} on {Path(spec.data).name}: {spec.method}', caption=caption, parts=[seen.surface.to_frame()])
     return measure
 
 
@@ -317,19 +317,23 @@ def _surface_few(run, opened, bits, data, split, given):
         done, shape = scores.surface(), f'{episodes.n_way}-way {episodes.k_shot}-shot'
         gaps = scores.minus(theirs) if other else None
         caption = f'Mean accuracy over {n} episodes of unseen classes ({shape}), with 95 % intervals: what each pair of bits costs this one network.'
-        parts = [by_pair({scores.title: done}, caption=caption), done.to_frame()]
+        parts = [by_pair({scores.title: done}, caption='The same pairs from coarse to fine, with their intervals.'), done.to_frame()]
         if other: parts += [f'Paired differences on the same episodes, in points: {html.escape(scores.title)} minus {html.escape(theirs.title)}.', gaps]
-        return done, f'{spec.method} on {Path(spec.data).name}: {shape}', parts, scores, gaps, str(other)
+        return dict(seen={spec.method: done}, title=f'{spec.method} on {Path(spec.data).name}: {shape}', caption=caption, parts=parts, scores=scores, gaps=gaps, other=str(other))
     return measure
 
 # %% ../nbs/50_cli.ipynb #927c42d4
-def _keep(folder, split, json_, done, title, parts, scores=None, gaps=None, other=''):
+def _keep(folder, split, json_, seen, title, caption, parts, scores=None, gaps=None, other=''):
     "Write a measured surface with all that belongs to it, and say it."
-    from mebqat.plots import write_page
+    from mebqat.exploration import save_explorations
+    from mebqat.pages import explorer_page
     from mebqat.surface import write_text
     folder.mkdir(parents=True, exist_ok=True)
+    what = next(iter(seen.values()))
+    done = getattr(what, 'surface', what)
     done.save(folder/'surface.json')
-    write_page(folder/'surface.html', title, parts)
+    if done is not what: save_explorations(folder/'exploration.safetensors', seen)
+    write_text(folder/'surface.html', explorer_page(seen, title, caption, parts))
     (folder/'differences.json').unlink(missing_ok=True)
     said = json.loads((folder/'surface.json').read_text(encoding='utf-8'))
     if scores: scores.save(folder/'episodes.safetensors')
@@ -414,8 +418,7 @@ def demo(
         for name,spec in specs.items(): runs[name] = _fresh_run(spec, out/'runs'/name)
         runs['ptq'] = _fresh_run(RunSpec('ptq', init=str(out/'runs'/'float'), **common), out/'runs'/'ptq')
         seconds = time.time() - start
-        surfaces = _measure(runs, common)
-        _report(out, surfaces, runs, seconds, epochs)
+        _report(out, _measure(runs, common), runs, seconds, epochs)
 
 
 def _fresh_run(spec, folder):
@@ -430,20 +433,24 @@ def _fresh_run(spec, folder):
 
 # %% ../nbs/50_cli.ipynb #7b049b0d
 def _measure(runs, common) -> dict:
-    "Test surfaces of the demo's networks."
-    from mebqat.evaluate import sweep
+    "What the demo's networks say of the test images."
+    from mebqat.exploration import explore
     from mebqat.data import load
     train, test = (load(common['data'], s) for s in ('train', 'test'))
     grid = BitSpace.grid(range(2, 9), range(2, 9), full=True)
-    def measure(name, title, space): return sweep(runs[name].model, test, space, bn_data=train, title=title, meta={'method': name, 'epochs': common['epochs'], 'seed': common['seed']})
+    def measure(name, title, space): return explore(runs[name].model, test, space, bn_data=train, title=title, meta={'method': name, 'epochs': common['epochs'], 'seed': common['seed']})
     out = {'MEBQAT, one network': measure('mebqat', 'MEBQAT, one network', grid), 'Post-training quantization': measure('ptq', 'Post-training quantization', grid)}
     return out | {str(b): measure(f'qat-{b}', f'Dedicated QAT {b}', BitSpace([b])) for b in CORNERS}
 
 
-def _report(out, surfaces, runs, seconds, epochs):
+def _report(out, seen, runs, seconds, epochs):
     "The demo's table on the terminal and its page."
     import pandas as pd
-    from mebqat.plots import compare, diagonal, difference, write_page
+    from mebqat.exploration import save_explorations
+    from mebqat.pages import explorer_page
+    from mebqat.plots import compare, diagonal, difference
+    from mebqat.surface import write_text
+    surfaces = {k: e.surface for k,e in seen.items()}
     one, ptq = (surfaces[k] for k in ('MEBQAT, one network', 'Post-training quantization'))
     console = Console(**_plain)
     print_table(one, f'MEBQAT: one network, accuracy in % on {one.meta["images"]} test digits', console)
@@ -458,15 +465,15 @@ def _report(out, surfaces, runs, seconds, epochs):
     two = {k: surfaces[k] for k in ('MEBQAT, one network', 'Post-training quantization')}
     dedicated = {str(b): surfaces[str(b)] for b in CORNERS if b.w == b.a}
     one.save(out/'surface.json')
-    write_page(out/'surface.html', 'One network, every bitwidth', [
-        f'<p>A {runs["mebqat"].spec.model} of {sum(p.numel() for n,p in runs["mebqat"].model.named_parameters() if "log_value" not in n):,} parameters, trained with MEBQAT on the shipped handwritten digits '
+    save_explorations(out/'exploration.safetensors', {k: seen[k] for k in two})
+    write_text(out/'surface.html', explorer_page({k: seen[k] for k in two}, 'One network, every bitwidth',
+        f'A {runs["mebqat"].spec.model} of {sum(p.numel() for n,p in runs["mebqat"].model.named_parameters() if "log_value" not in n):,} parameters, trained with MEBQAT on the shipped handwritten digits '
         f'({epochs} passes, LSQ, every layer quantized, batch norm re-estimated at each pair), measured at {len(one)} pairs of bits on {one.meta["images"]} test images. '
-        f'Training all seven networks of this page took {seconds:.0f} seconds. Intervals are 95 %; with so few images, differences of a point or two are noise.</p>',
-        one.plot('both', caption='Accuracy of the one MEBQAT network: weights down, activations across. The buttons turn the map into a surface.'),
+        f'Training all seven networks of this page took {seconds:.0f} seconds. Intervals are 95 %; with so few images, differences of a point or two are noise.', [
         compare(two, caption='The same colours for both: what post-training quantization of a float network loses at few bits, the MEBQAT network keeps.'),
         difference(one, ptq, caption='MEBQAT minus post-training quantization, in points: the gain sits where bits are few.'),
         diagonal(two, {f'Dedicated QAT {k}': s for k,s in dedicated.items()}, caption='Along equal bits, with intervals; markers are networks trained for that one pair.'),
-        pd.DataFrame(rows).set_index('bits')])
+        pd.DataFrame(rows).set_index('bits')]))
     err.print(f'training took {seconds:.0f} s; open {out/"surface.html"} in a browser (no network needed)')
 
 # %% ../nbs/50_cli.ipynb #9f4637a2
