@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'SIZES', 'MOST', 'SHAPES', 'FORMS', 'BLUE', 'RED', 'GREEN', 'PINK', 'GOLD', 'SKY', 'POINTS', 'CAPTION',
-           'TYPED', 'STAY', 'CHANGING', 'Setting', 'quantized', 'level_values', 'response', 'Ordered', 'check_tensor',
-           'Measured', 'measure', 'best_size', 'start_step', 'sample', 'traces', 'frame', 'decibels', 'ladder',
-           'drawing', 'Result', 'knobs', 'completed', 'clipped', 'sentence', 'LabControls', 'place', 'QuantizerLab',
-           'thin', 'controls', 'baked']
+           'TYPED', 'STAY', 'CHANGING', 'SLIDER_KEYS', 'Setting', 'quantized', 'level_values', 'response', 'Ordered',
+           'check_tensor', 'Measured', 'measure', 'best_size', 'start_step', 'sample', 'traces', 'frame', 'decibels',
+           'ladder', 'drawing', 'Result', 'knobs', 'completed', 'clipped', 'sentence', 'LabControls', 'place',
+           'QuantizerLab', 'thin', 'controls', 'baked']
 
 # %% ../nbs/44_quantizerlab.ipynb #26e0599e
 import math, re
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import ipywidgets as ipw
@@ -22,7 +23,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from .kernels import dorefa_act, dorefa_weight, grid, lsq, pact, sat_weight
-from .panels import Panel, TEXT, any_theme, live
+from .panels import TEXT, Panel, any_theme, moving
 from .plots import COLORS
 from .surface import name_figure
 
@@ -226,12 +227,12 @@ def traces() -> list[go.Scatter|go.Bar]: # In the order that `drawing` fills the
     pin = dict(mode='markers', error_y=dict(type='percent', symmetric=False, value=0, valueminus=100, width=0, thickness=2), hovertemplate='level %{x:.4g}<br>%{y:.2%} of the values<extra></extra>')
     db = '%{x} bits: %{y:.1f} dB<br>mean squared error %{customdata:.3g}<extra></extra>'
     return [go.Scatter(first, name='no rounding', mode='lines', line=dict(color=TEXT, dash='dot', width=1.5), hoverinfo='skip'),
-            go.Scatter(first, name='output', mode='lines', line=dict(color=BLUE, width=2, shape='hvh'), hovertemplate='%{x:.4g} becomes %{y:.4g}<extra></extra>'),
+            go.Scatter(first, name='output', mode='lines', showlegend=False, line=dict(color=BLUE, width=2, shape='hvh'), hovertemplate='%{x:.4g} becomes %{y:.4g}<extra></extra>'),
             go.Scatter(first, name='the extra level', mode='lines', line=dict(color=RED, width=4), hovertemplate='%{x:.4g} becomes %{y:.4g}, which has no code<extra></extra>'),
-            go.Bar(second, name='values', marker=dict(color='rgba(128,128,128,0.45)', line_width=0), hovertemplate='%{x:.4g}: %{y:.2%} in a window of one level<extra></extra>'),
-            go.Scatter(second, name='share of a level', **pin, marker=dict(color=BLUE, size=6), error_y_color=BLUE),
+            go.Bar(second, name='values', marker=dict(color='rgba(128,128,128,0.45)', line_width=0), hovertemplate='about %{x:.3g}: %{customdata:.2%} of the values<extra></extra>'),
+            go.Scatter(second, name='levels', **pin, marker=dict(color=BLUE, size=6), error_y_color=BLUE),
             go.Scatter(second, name='the extra level', **pin, marker=dict(color=RED, size=9, symbol='diamond'), error_y_color=RED, showlegend=False),
-            go.Scatter(third, name='slope', mode='lines', line=dict(color=GREEN, width=2, shape='hvh'), hovertemplate='slope %{y:.3g} at %{x:.4g}<extra></extra>'),
+            go.Scatter(third, name='slope', mode='lines', showlegend=False, line=dict(color=GREEN, width=2, shape='hvh'), hovertemplate='slope %{y:.3g} at %{x:.4g}<extra></extra>'),
             go.Scatter(fourth, name='as set', mode='lines+markers', line=dict(color=BLUE, width=2), marker_size=6, hovertemplate=db),
             go.Scatter(fourth, name='best at each width', mode='lines+markers', line=dict(color=GOLD, dash='dash', width=2), marker=dict(symbol='square-open', size=7), hovertemplate=db),
             go.Scatter(fourth, name='now', mode='markers+text', marker=dict(color=RED, size=13, symbol='circle-open', line_width=3), textposition='bottom right', hoverinfo='skip', showlegend=False)]
@@ -291,7 +292,8 @@ def drawing(
     edges = torch.linspace(data.low, data.high if data.high > data.low else data.low + span, 61)
     below = torch.searchsorted(data.values, edges, right=True)
     below[0] = 0
-    bars = below.diff()/share*(window/(edges[1] - edges[0]).item())
+    bin_share, bin_width = below.diff()/share, (edges[1] - edges[0]).item()
+    bars = (bin_share*(window/bin_width)).clamp(max=1)
     seen = (m.counts > 0) | (m.levels >= low) & (m.levels <= high)
     normal, top = seen.clone(), torch.zeros_like(seen)
     if s.extra: normal[-1], top[-1] = False, seen[-1]
@@ -299,11 +301,14 @@ def drawing(
     over = y > m.levels[-2:].mean() if s.extra else torch.zeros_like(y, dtype=torch.bool)
     curve = ladder(data, s)
     now = curve['x'].index(s.bits)
-    filled = [dict(x=[low, high], y=[low, high]), dict(x=at, y=y), dict(x=at[over], y=y[over]), dict(x=(edges[1:] + edges[:-1])/2, y=bars, width=(edges[1] - edges[0]).item()),
+    filled = [dict(x=[low, high], y=[low, high]), dict(x=at, y=y), dict(x=at[over], y=y[over]), dict(x=(edges[1:] + edges[:-1])/2, y=bars, customdata=bin_share, width=bin_width),
               dict(x=m.levels[normal], y=pins[normal]), dict(x=m.levels[top], y=pins[top]), dict(x=at, y=slope), curve, ladder(data, s, best=True),
               dict(x=[s.bits], y=[curve['y'][now]], text=[f'{curve["y"][now]:.1f} dB'])]
-    reach = lambda v: [min(low, v.min().item()), max(high, v.max().item())]
-    peak = 1.12*max(pins.max().item(), min(bars.max().item(), 1.5*pins.max().item()))
+    def reach(v):
+        ends = min(low, v.min().item()), max(high, v.max().item())
+        pad = .04*(ends[1] - ends[0])
+        return [ends[0] - pad*(ends[0] < low), ends[1] + pad*(ends[1] > high)]
+    peak = 1.08*max(pins.max().item(), bars.max().item())
     ranges = {'xaxis': [low, high], 'yaxis': reach(y), 'xaxis2': reach(m.levels[seen]), 'yaxis2': [0, peak], 'yaxis3': [0, 1.15*slope.max().item() or 1]}
     return [{k: v.numpy() if isinstance(v, Tensor) else v for k, v in d.items()} for d in filled], ranges, m
 
@@ -407,7 +412,8 @@ class LabControls(Panel):
 
     def _turned(self, name, new):
         if self._busy: return
-        if name in ('step', 'clip', 'start'): self._quietly(follow=False)
+        if name in ('step', 'clip', 'start'):
+            with self.quiet() as knobs: knobs['follow'].value = False
         if name == 'source': name, new = 'text', self.knobs['text'].value if new == TYPED else new
         change = {'text': dict(source=new, signed=None, extra=False, step=None, clip=None), 'scheme': dict(scheme=new, signed=None, extra=False, step=None, clip=None),
                   'follow': {}, 'best': dict(step=None, clip=None), 'signed': dict(signed=new, extra=self.value.extra and not new)}.get(name, {name: new})
@@ -418,10 +424,11 @@ class LabControls(Panel):
         self.say(f'{NAMES[wish.scheme]} {"with sign "*(not wish.weights)}has no grid of 1 bit; this is {least} bits' if (bits := change.get('bits', self.value.bits)) < least else '')
         self.value = replace(wish, bits=max(bits, least))
 
-    def _quietly(self, **values):
-        self._busy, before = True, self._busy
-        try:
-            for name, value in values.items(): self.knobs[name].value = value
+    @contextmanager
+    def quiet(self):
+        "Inside, the knobs may be moved without answering."
+        before, self._busy = self._busy, True
+        try: yield self.knobs
         finally: self._busy = before
 
 # %% ../nbs/44_quantizerlab.ipynb #4c9b9d01
@@ -431,14 +438,16 @@ def place(
     data:Ordered,    # Its tensor
 ):
     "Put every control where a setting says."
-    k, typed, middle = lab.knobs, s.source not in lab.tensors, math.log10(data.top)
-    k['bits'].min = s.lowest
-    for name, low, high in (('step', -4, .5), ('clip', -2, .5)):
-        k[name].max = max(k[name].max, middle + high)
-        k[name].min, k[name].max = middle + low, middle + high
-    sizes = {n: min(max(size, 10**k[n].min*1.001), 10**k[n].max*.999) for n in SIZES.values() if (size := getattr(s, n)) is not None}
-    lab._quietly(source=TYPED if typed else s.source, scheme=s.scheme, bits=s.bits, signed=s.signed, extra=s.extra, fit=s.fit, **sizes, **(dict(text=s.source) if typed else {}))
-    own = SIZES.get(s.scheme)
+    typed, own, middle = s.source not in lab.tensors, SIZES.get(s.scheme), math.log10(data.top)
+    with lab.quiet() as k:
+        k['bits'].min = s.lowest
+        for name, low, high in (('step', -4, .5), ('clip', -2, .5)):
+            k[name].max = max(k[name].max, middle + high)
+            k[name].min, k[name].max = middle + low, middle + high
+        if own: k[own].value = min(max(getattr(s, own), 10**k[own].min*1.001), 10**k[own].max*.999)
+        if typed: k['text'].value = s.source
+        k['source'].value = TYPED if typed else s.source
+        for name in ('scheme', 'bits', 'signed', 'extra', 'fit'): k[name].value = getattr(s, name)
     shown = dict(text=typed, signed=not s.weights, extra=s.scheme == 'lsq' and not s.signed, fit=s.weights, step=own == 'step', clip=own == 'clip', follow=own, best=own, start=own == 'step')
     for name, there in shown.items(): k[name].layout.display = None if there else 'none'
 
@@ -462,10 +471,11 @@ class QuantizerLab(LabControls):
         continuous_update:bool=True,                       # Follow the sliders while they are dragged?
     ):
         text = tensors if isinstance(tensors, str) else 'normal(0, 1)'
-        self.figure, self._says = live(frame().add_traces(traces())), ipw.HTML()
-        super().__init__(None if tensors is text else tensors, continuous_update, self._says, self.figure, ipw.HTML(f'<p>{CAPTION}</p>'))
+        self.figure, shown = moving(frame().add_traces(traces()))
+        self._says = ipw.HTML()
+        super().__init__(None if tensors is text else tensors, continuous_update, self._says, shown, ipw.HTML(f'<p>{CAPTION}</p>'))
         first = value or Setting()
-        self._quietly(text=text, follow=first.step is None and first.clip is None)
+        with self.quiet() as k: k['text'].value, k['follow'].value = text, first.step is None and first.clip is None
         self.observe(self._draw, 'value')
         self.value = replace(first, source=first.source or next(iter(self.tensors), text))
 
@@ -474,7 +484,6 @@ class QuantizerLab(LabControls):
         place(self, s, data)
         filled, ranges, m = drawing(data, s)
         self._says.value = sentence(data, s, m)
-        if not isinstance(self.figure, go.FigureWidget): return
         with self.figure.batch_update():
             for trace, new in zip(self.figure.data, filled): trace.update(new)
             for axis, span in ranges.items(): self.figure.layout[axis].range = span
@@ -516,9 +525,9 @@ def controls(
         dict(visible=[other == name for other in groups for _ in range(count)]), {f'{axis}.range': span for axis, span in groups[name].items()}])
     ink = dict(bgcolor='#ccd3da', bordercolor='#8b949e', font_color='#1c2126')
     return dict(
-        updatemenus=[dict(type='buttons', direction='right', x=0, xanchor='left', y=1.07, yanchor='bottom', pad=dict(t=0, b=6), showactive=True,
+        updatemenus=[dict(type='buttons', direction='right', x=0, xanchor='left', y=1.06, yanchor='bottom', showactive=True,
                           active=[*groups].index(scheme), buttons=[*map(button, groups)], **ink)],
-        sliders=[dict(active=bits - 1, x=0, len=1, y=-.1, pad=dict(t=26), currentvalue=dict(prefix='bits: ', xanchor='left'),
+        sliders=[dict(active=bits - 1, x=0, len=1, y=-.13, yanchor='top', pad=dict(t=0, b=0), currentvalue=dict(prefix='bits: ', xanchor='left'),
                       steps=[dict(label=str(b), method='animate', args=[[str(b)], still]) for b in range(1, 9)])])
 
 # %% ../nbs/44_quantizerlab.ipynb #bbdc1146
@@ -544,4 +553,27 @@ def baked(
     fig.frames = [go.Frame(name=str(b), traces=[i for i, _ in new], data=[d for _, d in new]) for b, new in frames.items()]
     name_figure(fig, title or f'{value.source} through five quantizers', f'{CAPTION} Step and clip are the best ones at each width.')
     fig.update_layout({axis: dict(range=span) for axis, span in groups[value.scheme].items()}, **controls(groups, value.scheme, value.bits))
-    return fig.update_yaxes(range=None, autorange=True, row=1, col=2).update_layout(height=800, margin_t=fig.layout.margin.t + 50, margin_b=150)
+    return fig.update_yaxes(range=None, autorange=True, row=1, col=2).update_layout(height=820, margin_t=fig.layout.margin.t + 64, margin_b=185)
+
+# %% ../nbs/44_quantizerlab.ipynb #3fb36569
+SLIDER_KEYS = """
+for (const div of document.querySelectorAll('.plot, .js-plotly-plot')) {
+  const slider = () => div.layout.sliders[0];
+  if (!div.layout?.sliders?.length) continue;
+  const box = document.getElementById(div.id + '-data');
+  if (box) Plotly.addFrames(div, JSON.parse(box.textContent).frames || []);
+  const tell = () => { for (const [k, v] of Object.entries({'aria-valuenow': slider().active ?? 0, 'aria-valuetext': slider().steps[slider().active ?? 0].label})) div.setAttribute(k, v); };
+  for (const [k, v] of Object.entries({tabindex: 0, role: 'slider', 'aria-valuemin': 0, 'aria-valuemax': slider().steps.length - 1})) div.setAttribute(k, v);
+  div.addEventListener('keydown', async e => {
+    const last = slider().steps.length - 1, now = slider().active ?? 0;
+    const next = {ArrowLeft: now - 1, ArrowDown: now - 1, ArrowRight: now + 1, ArrowUp: now + 1, Home: 0, End: last}[e.key];
+    if (next === undefined) return;
+    e.preventDefault();
+    const active = Math.min(last, Math.max(0, next)), step = slider().steps[active];
+    await Plotly[step.method](div, ...step.args);
+    await Plotly.relayout(div, {'sliders[0].active': active});
+    tell();
+  });
+  tell();
+}
+"""
