@@ -1,5 +1,5 @@
 "The command line: every command does its work, and bad input gets one clear line, exit code 2 and no litter."
-import io, json, os, pickle, subprocess, sys, zipfile
+import io, json, os, pickle, socket, subprocess, sys, zipfile
 
 import numpy as np
 import pytest
@@ -8,10 +8,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mebqat.bits import Bits, BitSpace
-from mebqat.cli import app, notebooks
+from mebqat.cli import app
 from mebqat.runs import RunSpec, open_run
 from mebqat.surface import Surface
 from mebqat.train import load_whole, save_whole
+from mebqat.workbench import TOUR, free_port, lab_command, notebooks
 
 COMMON = ['--width', '4', '--batch-size', '256', '--no-compile']
 METHODS = {'float': [], 'qat': ['--bits', 'W4A4'], 'adabits': ['--bits', 'W2A2 W8A8'], 'any-precision': ['--bits', 'W2A2,W8A8'], 'mebqat': [],
@@ -171,6 +172,96 @@ def test_lab_copies_the_notebooks_and_keeps_what_was_changed(tmp_path):
     assert (tmp_path/'mine'/names[0]).read_text() == 'mine' and (tmp_path/'mine'/names[1]).exists()
 
 
+def refuse_to_have(*missing):
+    from importlib.util import find_spec
+    return lambda name: None if name in missing else find_spec(name)
+
+
+def test_lab_opens_on_the_tour_with_its_token(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr('os.execv', lambda program, args: ran.append(args))
+    good('lab', tmp_path/'mine', '--port', free_port(None), '--collaborative', '--ServerApp.tornado_settings={}')
+    (args,) = ran
+    assert (tmp_path/'mine'/TOUR).exists() and args[1:3] == ['-m', 'jupyterlab'] and args[-2:] == ['--collaborative', '--ServerApp.tornado_settings={}']
+    assert {f'--ServerApp.root_dir={tmp_path/"mine"}', '--ServerApp.ip=127.0.0.1', f'--LabApp.default_url=/lab/tree/{TOUR}'} <= set(args)
+    assert not [a for a in args if 'token' in a.lower() or 'password' in a.lower()]
+
+
+def test_lab_without_the_tour_opens_the_folder(tmp_path): assert not [a for a in lab_command(tmp_path) if 'default_url' in a or 'port' in a]
+
+
+@pytest.mark.parametrize('missing', ['jupyterlab', 'ipywidgets', 'anywidget'])
+def test_lab_says_what_is_missing_and_copies_nothing(tmp_path, monkeypatch, missing):
+    monkeypatch.setattr('mebqat.workbench.find_spec', refuse_to_have(missing))
+    monkeypatch.setattr('os.execv', lambda *args: pytest.fail('started'))
+    assert "pip install 'mebqat[lab]'" in refused('lab', tmp_path/'mine', names=missing)
+    assert not (tmp_path/'mine').exists()
+    good('lab', tmp_path/'mine', '--no-open')
+
+
+def test_lab_refuses_what_it_cannot_mean(tmp_path):
+    refused('lab', tmp_path/'mine', '--no-open', '--prot', '9999', names='--prot')
+    refused('lab', tmp_path/'mine', 'another', names='another')
+    refused('lab', tmp_path/'mine', '--port', 70000, names=70000)
+    assert not (tmp_path/'mine').exists()
+
+
+def test_a_notebook_is_copied_whole_or_not_at_all(tmp_path, monkeypatch):
+    write = type(tmp_path).write_bytes
+    def full(self, data):
+        write(self, data[:100])
+        if self.name.startswith('02_'): raise OSError(28, 'No space left on device')
+        return write(self, data)
+    monkeypatch.setattr(type(tmp_path), 'write_bytes', full)
+    refused('lab', tmp_path/'mine', '--no-open', names='No space left')
+    there = sorted(p.name for p in (tmp_path/'mine').iterdir())
+    assert there == sorted(p.name for p in notebooks().glob('0[01]_*.ipynb'))
+    assert all((tmp_path/'mine'/n).read_bytes() == (notebooks()/n).read_bytes() for n in there)
+
+
+def test_explore_needs_a_measured_run(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr('mebqat.cli.serve', lambda *args: pytest.fail('started'))
+    (tmp_path/'new').mkdir()
+    (tmp_path/'new'/'model.safetensors').write_bytes((runs/'qat'/'model.safetensors').read_bytes())
+    for path in ('new', 'new/model.safetensors'):
+        assert f'measure it first with: mebqat surface {tmp_path/"new"}' in refused('explore', tmp_path/path, names='not measured')
+    refused('explore', tmp_path/'nowhere', names=f'mebqat train --out {tmp_path/"nowhere"}')
+    refused('explore', 'nowhere', names='digits_exploration')
+    refused('explore', tmp_path, names='no run at')
+    (tmp_path/'new'/'exploration.safetensors').write_bytes(b'nothing')
+    refused('explore', tmp_path/'new', names=tmp_path/'new'/'exploration.safetensors')
+
+
+def test_explore_says_what_is_missing_and_which_port_is_taken(monkeypatch):
+    monkeypatch.setattr('mebqat.cli.serve', lambda *args: pytest.fail('started'))
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        s.listen()
+        refused('explore', 'digits_exploration', '--port', s.getsockname()[1], names='choose another with --port')
+    refused('explore', 'digits_exploration', '--port', 0, names='port must be 1 to 65535')
+    monkeypatch.setattr('mebqat.workbench.find_spec', refuse_to_have('voila'))
+    assert "pip install 'mebqat[lab]'" in refused('explore', 'digits_exploration', names='voila')
+
+
+def test_explore_finds_what_surface_kept(runs, monkeypatch):
+    served = []
+    monkeypatch.setattr('mebqat.cli.serve', lambda file, title, *rest: served.append(file))
+    good('surface', runs/'adabits', '--bits', 'W2A2,FP')
+    good('explore', runs/'adabits')
+    good('explore', runs/'adabits'/'model.safetensors')
+    good('explore', runs/'adabits'/'surface.json')
+    good('explore', 'digits_exploration')
+    assert served[:3] == [runs/'adabits'/'exploration.safetensors']*2 + [runs/'adabits'/'surface.json'] and served[3].name == 'digits_exploration.safetensors'
+
+
+def test_a_server_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    (tmp_path/'voila.py').write_text('import sys\nsys.exit("no such thing")')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    refused('explore', 'digits_exploration', '--no-open', names='no such thing')
+    assert [p.name for p in tmp_path.iterdir() if p.name != '__pycache__'] == ['voila.py']
+
+
 def test_demo_makes_its_page(tmp_path):
     done = good('demo', '--out', tmp_path/'demo', '--epochs', 1)
     assert {'surface.html', 'surface.json'} <= {p.name for p in (tmp_path/'demo').iterdir()} and 'MEBQAT' in done.stdout
@@ -180,7 +271,7 @@ def test_demo_makes_its_page(tmp_path):
 def test_help_and_version(tmp_path):
     from mebqat import __version__
     assert good('--version').stdout.strip() == __version__
-    for command in ('train', 'surface', 'info', 'demo', 'lab'): assert command in good('--help').stdout and '--help' in good(command, '--help').stdout
+    for command in ('train', 'surface', 'info', 'demo', 'explore', 'lab'): assert command in good('--help').stdout and '--help' in good(command, '--help').stdout
 
 
 # Bad input
