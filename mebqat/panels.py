@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'GRID', 'GONE', 'STYLE', 'MIXED', 'NAME', 'WIDE', 'SLIM', 'ROW', 'right', 'any_theme', 'LiveFigure', 'live',
-           'moving', 'Panel', 'nearest', 'BitsPicker', 'choosable', 'policy_bars', 'LayerRow', 'over', 'whole',
-           'PolicyPicker', 'show_policy']
+           'moving', 'Panel', 'nearest', 'BitsPicker', 'choosable', 'bar_heights', 'policy_bars', 'LayerRow', 'over',
+           'whole', 'PolicyPicker', 'show_policy']
 
 # %% ../nbs/41_panels.ipynb #44fecfac
 import html
@@ -51,7 +51,7 @@ class LiveFigure(go.FigureWidget):
     _whole = False
 
     def __init__(self,
-        fig:go.Figure,     # Figure to show
+        fig:go.Figure,         # Figure to show
         config:dict|None=None, # Plotly's configuration: mode bar, logo
     ):
         super().__init__(fig)
@@ -196,18 +196,25 @@ def choosable(
     return names
 
 
-def policy_bars(
-    cost,       # Cost of a policy
+def bar_heights(
+    cost,                # Cost of a policy
     names:Iterable[str], # Layers to show
-) -> go.Figure: # Bits above, bytes below
+) -> list[tuple]:        # Weight bits, activation bits, bytes: a number for each layer
     "What each layer runs at, and what it stores."
     layers = [l for l in cost.layers if l.name in set(names)]
-    fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=.08)
-    for name, color, bits in (('weight bits', '#0072B2', lambda l: l.bits.w), ('activation bits', '#E69F00', lambda l: l.bits.a)):
-        fig.add_bar(x=[l.name for l in layers], y=[bits(l) for l in layers], name=name, marker_color=color, row=1, col=1)
-    fig.add_bar(x=[l.name for l in layers], y=[l.weight_bytes for l in layers], name='bytes', marker_color='#009E73', showlegend=False, row=2, col=1)
+    return [*zip(*((l.bits.w, l.bits.a, l.weight_bytes) for l in layers))]
+
+
+def policy_bars(
+    cost,                # Cost of a policy
+    names:Iterable[str], # Layers to show
+) -> go.Figure:          # Bits above, bytes below
+    "Bits and bytes of each layer as bars."
+    fig, x = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=.08), [l.name for l in cost.layers if l.name in set(names)]
+    for name, color, row, y in zip(('weight bits', 'activation bits', 'bytes'), ('#0072B2', '#E69F00', '#009E73'), (1, 1, 2), bar_heights(cost, names)):
+        fig.add_bar(x=x, y=y, name=name, marker_color=color, showlegend=row == 1, row=row, col=1)
     fig.update_yaxes(title='bits', row=1).update_yaxes(title='bytes', row=2, col=1)
-    fig.update_xaxes(automargin=True, tickangle=-40, row=2, col=1)
+    fig.update_xaxes(type='category', automargin=True, tickangle=-40, row=2, col=1).update_xaxes(type='category', row=1)
     fig.update_layout(height=340, bargap=.25, legend=dict(orientation='h', x=0, y=1.02, yanchor='bottom'))
     return name_figure(fig, '', '').update_layout(margin=dict(t=34, b=40, l=60, r=10))
 
@@ -327,6 +334,5 @@ def show_policy(
     warn = over(cost, *picker.limits)
     said = f'<b>{si(cost.weight_bytes, "B")}</b> of weights, <b>{cost.compression:.2f}x</b> smaller than at 32 bits; <b>{si(cost.bitops, "BitOPs")}</b> an image'
     picker.total.value = f'<p role="status" style="margin:6px 0;line-height:1.5">{said}' + (f'<br><span class="mebqat-notice">{warn}</span>' if warn else '') + '</p>'
-    drawn = policy_bars(cost, picker.names)
     with picker.figure.batch_update():
-        for old, new in zip(picker.figure.data, drawn.data): old.y = new.y
+        for trace, y in zip(picker.figure.data, bar_heights(cost, picker.names)): trace.y = y
