@@ -163,8 +163,12 @@ function drawBudget() {
 }
 
 function drawConfusion() {
-  const m = network(), i = here(), k = data.classes.length, count = range(k).map(() => new Array(k).fill(0));
+  const m = network(), i = here(), k = data.classes.length, count = range(Math.min(k, 100)).map(() => new Array(k).fill(0));
+  $('confusion').hidden = k > 100;
   if (i === undefined) { Plotly.react('confusion', [], {template: theme(), xaxis: {visible: false}, yaxis: {visible: false}}); $('confusion-said').textContent = 'Not measured at this pair.'; return; }
+  const wrong = m.answers[i].reduce((sum, p, n) => sum + (p !== labels[n]), 0);
+  $('confusion-said').innerHTML = `At <b>${m.words[i].name}</b> ${wrong} of ${labels.length} images are wrong. ${k > 100 ? `${k} classes are too many for a picture.` : 'Orange: mistakes; blue: right.'}`;
+  if (k > 100) return;
   m.answers[i].forEach((p, n) => count[labels[n]][p]++);
   const total = count.map(row => Math.max(1, row.reduce((x, y) => x + y))), pick = f => count.map((row, t) => row.map((c, p) => f(t, p) && c ? Math.sqrt(c/total[t]) : null));
   const fade = (colour, full) => [[0, colour + '22'], [1, colour + full]], ticks = k <= 30 ? {tickvals: range(k), ticktext: data.classes} : {};
@@ -175,8 +179,6 @@ function drawConfusion() {
   Plotly.react('confusion', [part(pick((t, p) => t === p), fade(color('--good'), 'b0')), part(pick((t, p) => t !== p), fade(color('--mark'), 'ff'))],
     {margin: {l: 48, r: 6, t: 6, b: 44}, template: theme(), xaxis: side('predicted', data.classes.some(c => c.length > 3) ? {tickangle: -90} : {}), yaxis: side('true', {range: [k - 0.5, -0.5]})},
     {responsive: true, displayModeBar: false});
-  const wrong = labels.length - count.reduce((s, row, t) => s + row[t], 0);
-  $('confusion-said').innerHTML = `At <b>${m.words[i].name}</b> ${wrong} of ${labels.length} images are wrong. Orange: mistakes; blue: right.`;
 }
 
 const MOST = 48;
