@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'SIZES', 'MOST', 'SHAPES', 'FORMS', 'BLUE', 'RED', 'GREEN', 'PINK', 'GOLD', 'SKY', 'POINTS', 'CAPTION',
            'TYPED', 'STAY', 'CHANGING', 'SLIDER_KEYS', 'Setting', 'quantized', 'level_values', 'response', 'Ordered',
            'check_tensor', 'Measured', 'measure', 'best_size', 'start_step', 'sample', 'traces', 'frame', 'decibels',
-           'ladder', 'drawing', 'Result', 'knobs', 'completed', 'clipped', 'sentence', 'LabControls', 'place',
+           'ladder', 'drawing', 'Result', 'knobs', 'completed', 'clipped', 'sentence', 'LabControls', 'notch', 'place',
            'QuantizerLab', 'thin', 'controls', 'baked']
 
 # %% ../nbs/44_quantizerlab.ipynb #26e0599e
@@ -233,7 +233,7 @@ def traces() -> list[go.Scatter|go.Bar]: # In the order that `drawing` fills the
             go.Scatter(second, name='levels', **pin, marker=dict(color=BLUE, size=6), error_y_color=BLUE),
             go.Scatter(second, name='the extra level', **pin, marker=dict(color=RED, size=9, symbol='diamond'), error_y_color=RED, showlegend=False),
             go.Scatter(third, name='slope', mode='lines', showlegend=False, line=dict(color=GREEN, width=2, shape='hvh'), hovertemplate='slope %{y:.3g} at %{x:.4g}<extra></extra>'),
-            go.Scatter(fourth, name='as set', mode='lines+markers', line=dict(color=BLUE, width=2), marker_size=6, hovertemplate=db),
+            go.Scatter(fourth, name='this setting at every width', mode='lines+markers', line=dict(color=BLUE, width=2), marker_size=6, hovertemplate=db),
             go.Scatter(fourth, name='best at each width', mode='lines+markers', line=dict(color=GOLD, dash='dash', width=2), marker=dict(symbol='square-open', size=7), hovertemplate=db),
             go.Scatter(fourth, name='now', mode='markers+text', marker=dict(color=RED, size=13, symbol='circle-open', line_width=3), textposition='bottom right', hoverinfo='skip', showlegend=False)]
 
@@ -337,7 +337,7 @@ def knobs() -> dict[str, ipw.Widget]: # Control by name
         text=ipw.Text(description='written as', tooltip=FORMS, placeholder='normal(0, 1)', continuous_update=False, style=STAY),
         scheme=ipw.ToggleButtons(options=[(v, k) for k, v in NAMES.items()], tooltips=['Learned step', 'tanh, then even levels, times mean|w|', 'Clip to [0, 1], then even levels', 'tanh, then even levels from -1 up', 'Learned clipping level'], style=dict(button_width='auto')),
         bits=slide(ipw.IntSlider, 'bits', 'Width in bits', min=1, max=8), signed=tick('signed', 'Levels below zero too?'),
-        step=slide(ipw.FloatLogSlider, 'step', 'Distance between two levels', readout_format='.3g', step=.02), clip=slide(ipw.FloatLogSlider, 'clip', 'Where PACT clips', readout_format='.3g', step=.02),
+        step=slide(ipw.FloatLogSlider, 'step', 'Distance between two levels', readout=False, step=.01), clip=slide(ipw.FloatLogSlider, 'clip', 'Where PACT clips', readout=False, step=.01),
         follow=tick('best at every width', 'Find the best step or clip again whenever something changes', value=True),
         best=press('best', 'Least squared error, found by a search'), start=press("LSQ's start", '2 mean|x| / sqrt(q_p)'),
         extra=tick("the reference's extra level", 'One level more than the bits can name, as in the code of the paper'),
@@ -411,10 +411,11 @@ class LabControls(Panel):
         except ValueError as e: raise traitlets.TraitError(str(e)) from None
 
     def _turned(self, name, new):
-        if self._busy: return
+        if self._busy or name in SIZES.values() and abs(math.log10(new/notch(self.knobs[name], getattr(self.value, name)))) < .2*self.knobs[name].step: return
         if name in ('step', 'clip', 'start'):
             with self.quiet() as knobs: knobs['follow'].value = False
         if name == 'source': name, new = 'text', self.knobs['text'].value if new == TYPED else new
+        if name == 'text' and new not in self.tensors: sample(new, 1)
         change = {'text': dict(source=new, signed=None, extra=False, step=None, clip=None), 'scheme': dict(scheme=new, signed=None, extra=False, step=None, clip=None),
                   'follow': {}, 'best': dict(step=None, clip=None), 'signed': dict(signed=new, extra=self.value.extra and not new)}.get(name, {name: new})
         if name == 'start': change = dict(step=start_step(self.data(), self.value))
@@ -432,6 +433,15 @@ class LabControls(Panel):
         finally: self._busy = before
 
 # %% ../nbs/44_quantizerlab.ipynb #4c9b9d01
+def notch(
+    slider:ipw.FloatLogSlider, # Slider
+    size:float,                # Step or clip
+) -> float:                    # What the slider can show
+    "The notch of a slider that is nearest: a browser moves there by itself, and that must not count as the reader's move."
+    notches = round((math.log10(size) - slider.min)/slider.step)
+    return 10**(slider.min + slider.step*min(max(notches, 0), math.floor((slider.max - slider.min)/slider.step + 1e-6)))
+
+
 def place(
     lab:LabControls, # Panel
     s:Setting,       # Complete setting
@@ -444,7 +454,7 @@ def place(
         for name, low, high in (('step', -4, .5), ('clip', -2, .5)):
             k[name].max = max(k[name].max, middle + high)
             k[name].min, k[name].max = middle + low, middle + high
-        if own: k[own].value = min(max(getattr(s, own), 10**k[own].min*1.001), 10**k[own].max*.999)
+        if own: k[own].value = notch(k[own], getattr(s, own))
         if typed: k['text'].value = s.source
         k['source'].value = TYPED if typed else s.source
         for name in ('scheme', 'bits', 'signed', 'extra', 'fit'): k[name].value = getattr(s, name)
@@ -471,13 +481,16 @@ class QuantizerLab(LabControls):
         continuous_update:bool=True,                       # Follow the sliders while they are dragged?
     ):
         text = tensors if isinstance(tensors, str) else 'normal(0, 1)'
-        self.figure, shown = moving(frame().add_traces(traces()))
         self._says = ipw.HTML()
-        super().__init__(None if tensors is text else tensors, continuous_update, self._says, shown, ipw.HTML(f'<p>{CAPTION}</p>'))
+        super().__init__(None if tensors is text else tensors, continuous_update, self._says)
         first = value or Setting()
         with self.quiet() as k: k['text'].value, k['follow'].value = text, first.step is None and first.clip is None
-        self.observe(self._draw, 'value')
         self.value = replace(first, source=first.source or next(iter(self.tensors), text))
+        self.figure = frame().add_traces(traces())
+        self._draw()
+        self.figure, shown = moving(self.figure)  # whole when the browser hears of it
+        self.children += shown, ipw.HTML(f'<p>{CAPTION}</p>')
+        self.observe(self._draw, 'value')
 
     def _draw(self, change=None):
         s, data = self.value, self.data()
@@ -503,15 +516,15 @@ class QuantizerLab(LabControls):
         return baked(self, title)
 
 # %% ../nbs/44_quantizerlab.ipynb #854f93e3
-CHANGING = (1, 2, 3, 4, 5, 6, 9)  # traces that change with the bits
+CHANGING = (1, 2, 3, 4, 5, 6, 7, 9)  # traces that change with the bits
 
 
 def thin(
     trace:dict, # What a trace shows
-) -> dict:      # The same in lists of four digits, without numbers for hovering
+) -> dict:      # The same in lists of four digits
     "Numbers as short as a picture needs."
-    short = lambda v: float(f'{v:.4g}')
-    return {k: [v if isinstance(v, str) else short(v) for v in vs] if hasattr(vs, '__len__') else short(vs) for k, vs in trace.items()}
+    short = lambda v: v if isinstance(v, str) else int(v) if v == int(v) else float(f'{v:.4g}')
+    return {k: [*map(short, vs)] if hasattr(vs, '__len__') else short(vs) for k, vs in trace.items()}
 
 
 def controls(
@@ -541,7 +554,7 @@ def baked(
     for name in NAMES:
         kept = dict(source=value.source, extra=value.extra and name == 'lsq', fit=value.fit, signed=None if name.endswith('weight') or value.weights else value.signed)
         all_settings = [completed(Setting(name, b, **kept), data) for b in range(completed(Setting(name, 8, **kept), data).lowest, 9)]
-        drawn = {s.bits: drawing(data, s, 301) for s in all_settings}
+        drawn = {s.bits: drawing(data, s, 241) for s in all_settings}
         span = lambda axis: [pick(d[1][axis][i] for d in drawn.values()) for i, pick in enumerate((min, max))]
         groups[name] = {axis: span(axis) for axis in ('xaxis', 'yaxis', 'xaxis2', 'yaxis3')}
         first = len(fig.data)
