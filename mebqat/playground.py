@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_WAYS', 'GAP', 'LETTERS', 'HUES', 'SHAPES', 'WRONG', 'CHANGED', 'PAD', 'Plane', 'places', 'sheet_picture',
            'Scene', 'Verdict', 'hover', 'sheet_traces', 'style', 'plane_traces', 'curve_traces', 'sheet_layout',
-           'plane_layout', 'traces_of', 'build_scene', 'summarize', 'baked', 'drawing_pad', 'CharacterPad', 'Setup',
-           'FewShotPlayground']
+           'plane_layout', 'traces_of', 'build_scene', 'summarize', 'baked', 'changes', 'drawing_pad', 'CharacterPad',
+           'Setup', 'FewShotPlayground']
 
 # %% ../nbs/45_playground.ipynb #f16c7c90
 import base64
@@ -28,7 +28,7 @@ from torch import Tensor
 from .bits import FULL, Bits, BitSpace
 from .episodes import Episode, Episodes, class_by_class
 from .ink import from_image, from_strokes
-from .panels import TEXT, BitsPicker, Panel, any_theme, live
+from .panels import TEXT, BitsPicker, Panel, any_theme, moving
 
 # %% ../nbs/45_playground.ipynb #bca1a294
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def places(
     "Where images lie: a row for each class, from left to right."
     seen, out = Counter(), []
     for c in labels:
-        out.append((start + pitch*seen[c], (1 + GAP)*(c if c >= 0 else n_way)))
+        out.append((round(start + pitch*seen[c], 2), round((1 + GAP)*(c if c >= 0 else n_way), 2)))
         seen[c] += 1
     return out
 
@@ -204,13 +204,13 @@ def plane_traces(
     now, stars = scene.plane(answer.query), scene.plane(answer.prototypes)
     taught, learned = scene.plane(answer.support), scene.episode.support_labels.tolist()
     scene.reach(now, taught)
-    xy = lambda t, rows=slice(None): dict(zip('xy', t[rows].T.tolist()))
+    xy = lambda t, rows=slice(None): {k: [round(v, 3) for v in column] for k,column in zip('xy', t[rows].T.tolist())}
     where = lambda yes: torch.tensor([i for i,y in enumerate(yes) if y], dtype=torch.long)
-    drift = torch.stack([scene.rest, now, torch.full_like(now, float('nan'))], 1).flatten(0, 1)
+    drift = {k: [v for pair in zip(a, b) for v in (*pair, None)] for k,a,b in zip('xy', xy(scene.rest).values(), xy(now).values())}
     looks = [style(c) if c >= 0 else (TEXT, 'hexagram') for c in scene.labels]
     hues, shapes = zip(*(style(c) for c in ways))
     ring = lambda name, yes, **marker: dict(mode='markers', name=name, marker=marker, hoverinfo='skip', **xy(now, where(yes)))
-    return [dict(mode='lines', name=f'from {scene.reference}', line=dict(color=TEXT, width=1), opacity=.6, hoverinfo='skip', **xy(drift)),
+    return [dict(mode='lines', name=f'from {scene.reference}', line=dict(color=TEXT, width=1), opacity=.6, hoverinfo='skip', **drift),
             dict(mode='markers', name='support', marker=dict(color=[style(c)[0] for c in learned], symbol=[style(c)[1] + '-open' for c in learned], size=9), hoverinfo='skip', **xy(taught)),
             dict(mode='markers', name='query', marker=dict(color=[h for h,_ in looks], symbol=[s for _,s in looks], size=[14 if c < 0 else 8 for c in scene.labels], line=dict(width=0)),
                  customdata=hover(scene, answer, bits), hovertemplate='%{customdata}<extra></extra>', **xy(now)),
@@ -306,7 +306,7 @@ def baked(
     draw, ways = traces_of(scene), scene.episode.n_way
     left = [sheet_traces(scene, a, b) for b,a in answers.items()]
     right = [[d | dict(xaxis='x2', yaxis='y2') for d in draw(scene, a, b)] for b,a in answers.items()]
-    frames = [go.Frame(name=str(b), data=[go.Scatter(d) for d in (*l[3:], *r)], traces=list(range(3, len(l) + len(r))), layout=dict(title_text=_headline(scene, a, b, title)))
+    frames = [go.Frame(name=str(b), data=[go.Scatter(changes(d)) for d in (*l[3:], *r)], traces=list(range(3, len(l) + len(r))), layout=dict(title_text=_headline(scene, a, b, title)))
               for (b,a),l,r in zip(answers.items(), left, right)]
     sheet, plane = sheet_layout(scene), plane_layout(scene)
     wide = min(.45, sheet['width']/1000)
@@ -317,6 +317,13 @@ def baked(
                       xaxis=sheet['xaxis'] | dict(domain=[0, wide]), yaxis=sheet['yaxis'] | dict(scaleanchor='x', constrain='domain', domain=[0, 1]),
                       xaxis2=plane['xaxis'] | dict(domain=[wide + .06, 1], anchor='y2'), yaxis2=plane['yaxis'] | dict(anchor='x2'))
     return any_theme(fig)
+
+
+def changes(
+    trace:dict, # Keyword arguments of a trace
+) -> dict:      # Those that depend on the bits
+    "What a move of the bits changes."
+    return {k: v for k,v in trace.items() if k in ('x', 'y', 'text', 'textfont', 'customdata')}
 
 
 def _headline(scene, answer, bits, title):
@@ -456,12 +463,15 @@ class FewShotPlayground(Panel):
         reference:Bits=Bits(FULL, FULL), # What predictions are compared with
     ):
         self.answer, self.episodes, self.reference, self.title = answer, episodes, reference, title
-        self._scenes, self._drawings, self._moving, self._setup, self.scene, self.summary = OrderedDict(), [], False, None, None, ''
+        self._scenes, self._drawings, self._moving, self.summary = OrderedDict(), [], False, ''
         self.picker = BitsPicker(space, min(space) if bits is None else bits)
         self._controls()
-        super().__init__(*self._parts())
-        self.set_trait('value', self.picker.value)
-        self._go(Setup(number, episodes.n_way, episodes.k_shot))
+        self._setup = Setup(number, episodes.n_way, episodes.k_shot)
+        self.scene = self._scene(self._setup)
+        super().__init__()
+        self.value = self.picker.value
+        self.children = *self.children, *self._parts()
+        self._go(self._setup)
         self.picker.observe(lambda change: setattr(self, 'value', change['new']), 'value')
         self.observe(self.guarded(self._moved), 'value')
 
@@ -486,13 +496,16 @@ class FewShotPlayground(Panel):
 
     def _parts(self):
         "The panel's rows, from top to bottom."
-        self.sheet, self.figure, self.readout = live(go.Figure()), live(go.Figure()), ipw.HTML()
+        self.readout = ipw.HTML()
+        (self.sheet, sheet), (self.figure, figure) = (moving(go.Figure([go.Scatter(d) for d in draw(self.scene, self.shown, self.value)], layout(self.scene)), displayModeBar=False) for draw, layout in self._figures())
         row = lambda *w: ipw.HBox(w, layout=dict(flex_flow='row wrap', align_items='center', grid_gap='4px 10px'))
-        figures = ipw.HBox([ipw.Box([self.sheet]), ipw.Box([self.figure], layout=dict(flex='1 1 420px', min_width='320px'))], layout=dict(flex_flow='row wrap', align_items='flex-start'))
-        parts = [row(self.another, self.number, self.ways, self.shots), self.picker, self.readout, figures]
+        figures = ipw.HBox([ipw.Box([sheet]), ipw.Box([figure], layout=dict(flex='1 1 420px', min_width='320px'))], layout=dict(flex_flow='row wrap', align_items='flex-start'))
+        parts = row(self.another, self.number, self.ways, self.shots), self.picker, self.readout, figures
         if self.episodes.pool.images.shape[1] != 1: return parts
         mine = ipw.VBox([self.pad, row(self.ask, self.teach, self.forget)])
-        return [*parts, ipw.Accordion([mine], titles=('Draw your own character',))]
+        return *parts, ipw.Accordion([mine], titles=('Draw your own character',))
+
+    def _figures(self): return (sheet_traces, sheet_layout), (traces_of(self.scene), plane_layout)
 
     def _with(self, **changes) -> Setup: return Setup(**{**self._setup.__dict__, **changes})
 
@@ -523,8 +536,8 @@ class FewShotPlayground(Panel):
             self._ask(scene, self.value)
             self._setup, self.scene = setup, scene
         finally:
-            self._moving, at = True, self._setup or setup
-            try: self.number.value, self.ways.value, self.shots.value = at.number, at.n_way, at.k_shot
+            self._moving = True
+            try: self.number.value, self.ways.value, self.shots.value = self._setup.number, self._setup.n_way, self._setup.k_shot
             finally: self._moving = False
         self._draw(fresh=True)
 
@@ -545,14 +558,12 @@ class FewShotPlayground(Panel):
     def _draw(self, fresh=False):
         "Bring figures and words up to date, in place."
         scene, got = self.scene, self.shown
-        for fig, draw, layout in ((self.sheet, sheet_traces, sheet_layout), (self.figure, traces_of(scene), plane_layout)):
-            if not isinstance(fig, go.FigureWidget): continue
+        for fig, (draw, layout) in zip((self.sheet, self.figure), self._figures()):
             data = draw(scene, got, self.value)
-            if not fig.data: fig.add_traces([go.Scatter(d) for d in data])
             with fig.batch_update():
-                for trace, new in zip(fig.data, data): trace.update(new)
+                for trace, new in zip(fig.data, data): trace.update(new if fresh else changes(new))
                 if fresh: fig.update_layout(layout(scene))
-                elif fig is self.figure and scene.full.accuracies is None: fig.update_layout({f'{a}axis.range': r for a,r in zip('xy', scene.limits.tolist())})
+                elif fig is self.figure and scene.full.accuracies is None and fig.layout.xaxis.range + fig.layout.yaxis.range != (*scene.limits[0].tolist(), *scene.limits[1].tolist()): fig.update_layout({f'{a}axis.range': r for a,r in zip('xy', scene.limits.tolist())})
         self.summary = summarize(scene, got, self.value)
         self.readout.value = f'<div role="status" style="line-height: 1.5">{self.title and f"{html.escape(self.title)}<br>"}{self.summary}</div>'
 
