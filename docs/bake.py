@@ -6,9 +6,17 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from mebqat.answers import playing
 from mebqat.bits import Bits
 from mebqat.data import shipped
+from mebqat.exploration import load_explorations
+from mebqat.layers import bit_layers
+from mebqat.monitor import TrainingMonitor
+from mebqat.pages import explorer_page
+from mebqat.playground import FewShotPlayground
 from mebqat.plots import figure
+from mebqat.quantizerlab import QuantizerLab
+from mebqat.runs import open_run
 from mebqat.surface import Point, Surface, write_text
 
 
@@ -21,6 +29,30 @@ class Baked:
     height: int = 900                # Pixels of an HTML file's frame
 
 
+def surface():
+    "Three networks on the shipped digits, at every pair, with every answer."
+    return explorer_page(load_explorations(shipped('digits_exploration.safetensors')), 'Digits at any bits')
+
+
+def quantizer_lab():
+    "The weights of the largest layer of the shipped network for digits."
+    weights = {name: layer.weight.detach() for name,layer in bit_layers(open_run(shipped('digits_mebqat.safetensors')).model).items()}
+    name = max(weights, key=lambda n: weights[n].numel())
+    return QuantizerLab({name: weights[name]}).bake('Weights of a trained layer')
+
+
+def few_shot():
+    "An episode of drawn characters, classified by the shipped Omniglot network."
+    return FewShotPlayground(**playing(n_way=10)).bake()
+
+
+def training():
+    "The stored history of the shipped network for digits."
+    monitor = TrainingMonitor('How the network for digits was trained')
+    monitor(open_run(shipped('digits_mebqat.safetensors')).history)
+    return monitor.bake()
+
+
 def cifar10():
     "The stored surface of one MEBQAT network on CIFAR-10, as map and relief."
     run = next(r for r in json.loads(shipped('results/cifar10_resnet20.json').read_text(encoding='utf-8'))['runs'] if r['name'] == 'lsq-mebqat')
@@ -29,7 +61,14 @@ def cifar10():
 
 
 BAKED = [
-    Baked('cifar10', 'A surface, two ways', 'Stored accuracies of one MEBQAT network at 18 pairs of bits, with interval, size and BitOPs under the pointer.', cifar10),
+    Baked('surface', 'Accuracy over bits', """Three small networks and 540 test digits. Drag the bits, or click a cell of the map: accuracy with its interval, size and BitOPs,
+confusions, and the digits whose answer changes. A budget marks the best pair that it allows.""", surface, 1470),
+    Baked('lab', 'One tensor through every quantizer', """The weights of a trained layer. Choose a scheme, drag the bits: staircase, gradient, where the values fall,
+and the error.""", quantizer_lab),
+    Baked('few-shot', 'Ten new characters, one image each', """A network that has never seen these characters, at the bits of the slider: which images it reads right, and where they lie
+among the prototypes. The network is the shipped MEBQAT-PN, trained on Omniglot; the characters are drawn by a program.""", few_shot),
+    Baked('training', 'A training', 'Loss, accuracy at several pairs and learning rate of the network for digits, as its monitor shows them.', training),
+    Baked('cifar10', 'A real data set', 'Stored accuracies of one MEBQAT network on CIFAR-10 at 18 pairs of bits; [Results](results.md) has the protocol.', cifar10),
 ]
 
 

@@ -23,7 +23,7 @@ myst_enable_extensions, myst_heading_anchors, myst_update_mathjax = ['dollarmath
 html_theme, html_title = 'furo', project
 html_math_renderer = 'mathml'
 html_static_path, html_css_files = ['_static'], ['site.css']
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_show_search_summary = False  # a file may not fetch another for a summary
 html_theme_options = {'light_css_variables': {'color-brand-primary': '#0b5c8f', 'color-brand-content': '#0b5c8f'},
                       'dark_css_variables': {'color-brand-primary': '#6cb8e6', 'color-brand-content': '#6cb8e6'}}
 pygments_style, pygments_dark_style = 'tango', 'monokai'

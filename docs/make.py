@@ -49,7 +49,7 @@ def lay_out(source):
     for f in (HERE/'_static').iterdir(): put(f'_static/{f.name}', f.read_text(encoding='utf-8'))
     raw = {k: f'```{{raw}} html\n{v}\n```' for k,v in results.parts().items()}
     baked = bake.sections(static)
-    fill = raw | {'contents': contents(notebooks), 'first explorer': next(iter(baked.values())),
+    fill = raw | {'contents': contents(notebooks), 'first explorer': re.sub(r'height:\d+px', 'height:790px', next(iter(baked.values()))),
                   'explorers': '\n'.join(f'## {name}\n\n{text}' for name,text in baked.items())}
     numbers = {p.stem[:2]: p.stem for p in notebooks}
     for page in sorted(HERE.glob('*.md')):

@@ -19,7 +19,8 @@ def load(name): return json.loads((ROOT/'data'/'results'/f'{name}.json').read_te
 
 def protocol(about, *names):
     "What must be read before any number."
-    return '<dl class="protocol">' + ''.join(f'<dt>{escape(k)}</dt><dd>{escape(str(about[k]))}</dd>' for k in names if k in about) + '</dl>'
+    said = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else str(v)
+    return '<dl class="protocol">' + ''.join(f'<dt>{escape(k)}</dt><dd>{escape(said(about[k]))}</dd>' for k in names if k in about) + '</dl>'
 
 
 def points(rows, **more): return {Bits.parse(r['bits']): Point(**{k: v for k,v in (r | more).items() if k != 'bits'}) for r in rows}
@@ -38,7 +39,7 @@ def cifar10():
         own = {b: found[f'{scheme}-qat-{b}'] for b in EQUAL if f'{scheme}-qat-{b}' in found}
         rows = {'dedicated, a network for each': {str(b): percent(s.at(b)) for b,s in own.items()}}
         rows |= {t: {str(b): percent(s.at(b)) for b in EQUAL if b in s} for t,s in one(scheme).items()}
-        return pd.DataFrame(rows).T.fillna('not run').rename_axis('accuracy, % (interval)')
+        return pd.DataFrame(rows).T.fillna('not run').rename_axis(columns='accuracy, % (interval)')
     def lines(scheme, low):
         said = 'Lines are single networks, markers networks trained for that pair alone.'
         return diagonal(one(scheme), dedicated(scheme), f'Test accuracy at equal bits (axis from {100*low:.0f} %)', said).update_yaxes(range=[low, 0.86])
@@ -59,7 +60,7 @@ def omniglot():
         caption = 'Accuracy on characters never seen in training, with intervals over 600 episodes.'
         out[f'omniglot {shot}'] = by_pair(named, f'Omniglot, 20-way {shot}-shot', caption).update_yaxes(range=[0.7 if shot == 1 else 0.9, 1])
         rows = {name: {str(b): percent(s.at(b)) for b in s} for name,s in named.items()}
-        out[f'omniglot table {shot}'] = pd.DataFrame(rows).fillna('').rename_axis('accuracy, % (interval)')
+        out[f'omniglot table {shot}'] = pd.DataFrame(rows).fillna('').rename_axis(columns='accuracy, % (interval)')
     paired = pd.DataFrame(doc['paired'])
     said = [f'{d:+.2f} ({low:+.2f} to {high:+.2f})' for d,low,high in zip(paired.difference, paired.low, paired.high)]
     paired = paired.assign(**{'difference, points': said, 'clear of zero': paired.clear.map({True: 'yes', False: 'no'})})
