@@ -33,6 +33,7 @@ log, NAMES = logging.getLogger(__name__), names(ROOT)
 def mathml(latex, display, where):
     "A formula as MathML; a command that is not understood is a warning, so that no page shows it raw."
     made = convert(latex, display='block' if display else 'inline')
+    made = re.sub(r'(<mo[^>]*>(?:&#x0005B;|&#x00028;|&#x0002C;|&#x0003D;|[\[(,=])</mo>)<mo>&#x02212;', r'\1<mo form="prefix">&#x02212;', made)  # a sign
     if unknown := re.findall(r'\\[a-zA-Z]+', made): log.warning('formula with %s: %s', ' '.join(unknown), latex, location=where)
     return made
 

@@ -13,6 +13,7 @@ NOTE = '<p class="kernel">Here is a widget with Python behind it. <code>make lab
 def drawn(doc, name):
     "A stored plotly figure as a live one, in the colours of the page."
     doc['layout'].pop('template', None)
+    if not doc['layout'].get('title'): doc['layout'].setdefault('margin', dict(t=40, b=60))
     return figure(go.Figure({k: doc[k] for k in ('data', 'layout', 'frames') if doc.get(k)}), name)
 
 
