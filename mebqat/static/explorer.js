@@ -98,10 +98,10 @@ const pictures = {
         dots(every.filter(k => fits(m, k)), {size: 4, color: every.filter(k => fits(m, k)).map(k => m.accuracy[k]), ...scale, line: {width: 1, color: '#777'}}),
         dots(every.filter(k => !fits(m, k)), {size: 3, color: '#888'}),
         dots(star, {size: 8, symbol: 'diamond', color: '#ffd166', line: {width: 1, color: '#111'}}),
-        dots(i === undefined ? [] : [i], {size: 9, color: color('--mark'), line: {width: 2, color: ring}}, i === undefined ? {} :
-          {mode: 'markers+text', text: [m.words[i].name], textposition: 'top center', textfont: {color: ring, size: 14}})],
+        dots(i === undefined ? [] : [i], {size: 9, color: color('--mark'), line: {width: 2, color: ring}},
+          {mode: 'markers+text', text: i === undefined ? [] : [m.words[i].name], textposition: 'bottom center', textfont: {color: ring, size: 14}})],
       layout: {scene: {xaxis: flatAxis(data.a, 'activation bits'), yaxis: flatAxis(data.w, 'weight bits'), zaxis: {title: {text: 'accuracy'}, range: [low(), 1.005], tickformat: '.0%'},
-        aspectmode: 'manual', aspectratio: {x: 1.1, y: 1.1, z: 0.8}, camera: {eye: {x: -1.4, y: -1.4, z: 0.9}, center: {x: 0, y: 0, z: -0.15}}, uirevision: 'keep'}}};
+        aspectmode: 'manual', aspectratio: {x: 1.1, y: 1.1, z: 0.8}, camera: {eye: {x: -1.55, y: -1.55, z: 0.95}, center: {x: 0, y: 0, z: -0.15}}, uirevision: 'keep'}}};
   },
   cost() {
     const m = network(), cost = state.front, i = here(), star = best(m), every = range(m.w.length).filter(k => m[cost][k] !== null);
@@ -117,6 +117,8 @@ const pictures = {
         xaxis: {...data.axes[cost], fixedrange: true}}};
   }};
 
+// A move of the chosen pair alone moves its mark; anything else draws anew.
+let drawn = '';
 function drawPicture() {
   const some = [state.view === 'difference' ? `<b>${escape(network().name)}</b> minus <b>${escape(networks[state.other].name)}</b>: blue where it is better, red where it is worse.` :
     `<b>${escape(network().name)}</b>: accuracy ${state.view === 'cost' ? 'against what it costs' : 'at every pair of bits'}.`,
@@ -126,7 +128,11 @@ function drawPicture() {
   $('legend').innerHTML = some.filter(Boolean).join(' ');
   const {traces, layout} = pictures[state.view]();
   const margin = state.view === 'relief' ? {l: 0, r: 0, t: 0, b: 0} : {l: 62, r: 10, t: 10, b: 48};
-  Plotly.react('picture', traces, {...layout, margin, template: theme(), hovermode: 'closest', dragmode: state.view === 'relief' ? 'turntable' : false}, {responsive: true, displayModeBar: false});
+  const {w, a, reference, ...rest} = state, drawing = JSON.stringify([rest, dark.matches]), mark = traces.at(-1);
+  if (drawing !== drawn) Plotly.react('picture', traces, {...layout, margin, template: theme(), hovermode: 'closest', dragmode: state.view === 'relief' ? 'turntable' : false}, {responsive: true, displayModeBar: false});
+  else if (state.view === 'map' || state.view === 'difference') Plotly.relayout('picture', {shapes: layout.shapes});
+  else Plotly.restyle('picture', Object.fromEntries(['x', 'y', 'z', 'text', 'hovertext', 'customdata'].filter(k => mark[k]).map(k => [k, [mark[k]]])), [traces.length - 1]);
+  drawn = drawing;
 }
 
 function drawReadout() {
