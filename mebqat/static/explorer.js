@@ -124,7 +124,7 @@ function drawPicture() {
     `<b>${escape(network().name)}</b>: accuracy ${state.view === 'cost' ? 'against what it costs' : 'at every pair of bits'}.`,
     state.view === 'relief' ? 'Drag to turn it.' : 'Click a pair to go there.',
     limits[state.front].length && state.view !== 'relief' ? `◆ front: no cheaper pair is as accurate (${state.front === 'bytes' ? 'bytes' : 'BitOPs'}).` : '',
-    limited() ? `★ best within the budget; ${state.view === 'map' || state.view === 'difference' ? 'faded' : 'grey'} pairs do not fit.` : ''];
+    limited() ? `${state.view === 'relief' ? '◆' : '★'} best within the budget; ${state.view === 'map' || state.view === 'difference' ? 'faded' : 'grey'} pairs do not fit.` : ''];
   $('legend').innerHTML = some.filter(Boolean).join(' ');
   const {traces, layout} = pictures[state.view]();
   const margin = state.view === 'relief' ? {l: 0, r: 0, t: 0, b: 0} : {l: 62, r: 10, t: 10, b: 48};
