@@ -6,8 +6,8 @@
 __all__ = ['NAMES', 'SIZES', 'MOST', 'SHAPES', 'FORMS', 'BLUE', 'RED', 'GREEN', 'PINK', 'GOLD', 'SKY', 'POINTS', 'CAPTION',
            'TYPED', 'STAY', 'CHANGING', 'SLIDER_KEYS', 'Setting', 'quantized', 'level_values', 'response', 'Ordered',
            'check_tensor', 'Measured', 'measure', 'best_size', 'start_step', 'sample', 'traces', 'frame', 'decibels',
-           'ladder', 'drawing', 'Result', 'knobs', 'completed', 'clipped', 'sentence', 'LabControls', 'notch', 'place',
-           'QuantizerLab', 'thin', 'controls', 'baked']
+           'ladder', 'histogram', 'drawing', 'knobs', 'completed', 'clipped', 'sentence', 'asked', 'LabControls',
+           'notch', 'place', 'Result', 'QuantizerLab', 'thin', 'controls', 'baked']
 
 # %% ../nbs/44_quantizerlab.ipynb #26e0599e
 import math, re
@@ -129,8 +129,9 @@ def check_tensor(
     "Refuse what has no picture (ValueError)."
     if not isinstance(tensor, Tensor): raise ValueError(f'{name} is a {type(tensor).__name__}, not a tensor; use torch.as_tensor')
     if tensor.is_complex() or not tensor.numel(): raise ValueError(f'{name} {"is complex" if tensor.is_complex() else "is empty"}; real numbers are needed')
-    if bad := (~tensor.detach().float().isfinite()).sum().item(): raise ValueError(f'{name} has {bad} values that are NaN or infinite; remove them first')
-    if not 1e-30 < tensor.detach().abs().max() < 1e30: raise ValueError(f'{name} reaches {tensor.abs().max():.3g}; its largest absolute value must be between 1e-30 and 1e30')
+    x = tensor.detach().float()
+    if bad := (~x.isfinite()).sum().item(): raise ValueError(f'{name} has {bad} values that are NaN or infinite; remove them first')
+    if not 1e-30 < x.abs().max() < 1e30: raise ValueError(f'{name} reaches {x.abs().max():.3g}; its largest absolute value must be between 1e-30 and 1e30')
     return tensor
 
 # %% ../nbs/44_quantizerlab.ipynb #e698366e
@@ -277,54 +278,52 @@ def ladder(
     return data.found[key]
 
 # %% ../nbs/44_quantizerlab.ipynb #107fc50d
+def histogram(
+    data:Ordered, # Tensor
+    window:float, # Width of one level
+    bins:int=60,  # How many bars
+) -> dict:        # Settings for the trace of bars
+    "Exact counts of all values, scaled to the share in a window; at most all of them."
+    edges = torch.linspace(data.low, data.high if data.high > data.low else data.low + abs(data.low), bins + 1)
+    below = torch.searchsorted(data.values, edges, right=True)
+    below[0] = 0
+    share, width = below.diff()/len(data.values), (edges[1] - edges[0]).item()
+    return dict(x=(edges[1:] + edges[:-1])/2, y=(share*(window/width)).clamp(max=1), customdata=share, width=width)
+
+# %% ../nbs/44_quantizerlab.ipynb #94fad46f
 def drawing(
     data:Ordered,      # Tensor
     s:Setting,         # Complete setting
     points:int=POINTS, # Points of the two curves
 ) -> tuple[list[dict], dict, Measured]: # What each trace shows, the axes' ranges, the numbers behind them
     "Fill the traces."
-    m, share = measure(data, s), len(data.values)
+    m = measure(data, s)
     span = data.high - data.low or abs(data.high)
     low, high = data.low - .12*span, data.high + .12*span
     at = torch.linspace(*((max(low, -data.top), min(high, data.top)) if s.weights else (low, high)), points)
     y, slope = (v*m.factor.float() for v in response(at, s, data.top, data.mean))
     window = 2*data.top/len(m.levels) if s.weights else (m.levels[1] - m.levels[0]).item()
-    edges = torch.linspace(data.low, data.high if data.high > data.low else data.low + span, 61)
-    below = torch.searchsorted(data.values, edges, right=True)
-    below[0] = 0
-    bin_share, bin_width = below.diff()/share, (edges[1] - edges[0]).item()
-    bars = (bin_share*(window/bin_width)).clamp(max=1)
+    bars = histogram(data, window)
     seen = (m.counts > 0) | (m.levels >= low) & (m.levels <= high)
     normal, top = seen.clone(), torch.zeros_like(seen)
     if s.extra: normal[-1], top[-1] = False, seen[-1]
-    pins = m.counts/share
+    pins = m.counts/len(data.values)
     over = y > m.levels[-2:].mean() if s.extra else torch.zeros_like(y, dtype=torch.bool)
     curve = ladder(data, s)
     now = curve['x'].index(s.bits)
-    filled = [dict(x=[low, high], y=[low, high]), dict(x=at, y=y), dict(x=at[over], y=y[over]), dict(x=(edges[1:] + edges[:-1])/2, y=bars, customdata=bin_share, width=bin_width),
+    filled = [dict(x=[low, high], y=[low, high]), dict(x=at, y=y), dict(x=at[over], y=y[over]), bars,
               dict(x=m.levels[normal], y=pins[normal]), dict(x=m.levels[top], y=pins[top]), dict(x=at, y=slope), curve, ladder(data, s, best=True),
               dict(x=[s.bits], y=[curve['y'][now]], text=[f'{curve["y"][now]:.1f} dB'])]
     def reach(v):
         ends = min(low, v.min().item()), max(high, v.max().item())
         pad = .04*(ends[1] - ends[0])
         return [ends[0] - pad*(ends[0] < low), ends[1] + pad*(ends[1] > high)]
-    peak = 1.08*max(pins.max().item(), bars.max().item())
+    peak = 1.08*max(pins.max().item(), bars['y'].max().item())
     ranges = {'xaxis': [low, high], 'yaxis': reach(y), 'xaxis2': reach(m.levels[seen]), 'yaxis2': [0, peak], 'yaxis3': [0, 1.15*slope.max().item() or 1]}
     return [{k: v.numpy() if isinstance(v, Tensor) else v for k, v in d.items()} for d in filled], ranges, m
 
-# %% ../nbs/44_quantizerlab.ipynb #94fad46f
+# %% ../nbs/44_quantizerlab.ipynb #206948b0
 TYPED, STAY = 'a distribution', dict(description_width='initial')
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    "What a setting makes of a tensor."
-    tensor: Tensor    # Quantized, shape of the input
-    levels: list      # Values that can come out
-    shares: list      # Share of the values that each level takes
-    mse: float        # Mean squared error
-    sqnr: float       # Signal to quantization noise, dB
-    clipped: float    # Share of values beyond the last levels; 0 for weights of DoReFa and SAT, which stretch
 
 
 def knobs() -> dict[str, ipw.Widget]: # Control by name
@@ -376,9 +375,24 @@ def sentence(
     lost = '' if s.weights else f' {clipped(data, s):.1%} of the values are clipped.'
     drawn = f'{MOST:,} values drawn at random from {data.size:,}' if data.size > MOST else f'{data.size:,} values'
     return (f'<p><b>{NAMES[s.scheme]}, {s.bits} bit{"s"*(s.bits > 1)}{size}</b>: {(m.counts > 0).sum().item()} of {len(m.levels)} levels are in use.{code}{lost} '
-            f'Mean squared error {m.mse.item():.4g}, {decibels(data, m.mse.item()):.1f} dB below the signal ({drawn}).</p>')
+            f'Mean squared error {m.mse.item():.4g}, signal to error {decibels(data, m.mse.item()):.1f} dB ({drawn}).</p>')
 
-# %% ../nbs/44_quantizerlab.ipynb #08f9c031
+# %% ../nbs/44_quantizerlab.ipynb #0d9c3e80
+def asked(
+    s:Setting,    # Complete setting
+    name:str,     # Control that was moved
+    new:object,   # Where to
+    data:Ordered, # Present tensor
+) -> dict:        # Fields of the setting to change
+    "What a move of a control means."
+    fresh = dict(step=None, clip=None)
+    if name == 'text': return dict(source=new, signed=None, extra=False, **fresh)
+    if name == 'scheme': return dict(scheme=new, signed=None, extra=False, **fresh)
+    if name == 'signed': return dict(signed=new, extra=s.extra and not new)
+    if name == 'start': return dict(step=start_step(data, s))
+    return fresh if name == 'best' else {} if name == 'follow' else {name: new}
+
+# %% ../nbs/44_quantizerlab.ipynb #e5b42695
 class LabControls(Panel):
     "The knobs of a quantizer, and `value`, the `Setting` that they spell."
     value = traitlets.Instance(Setting)
@@ -416,9 +430,7 @@ class LabControls(Panel):
             with self.quiet() as knobs: knobs['follow'].value = False
         if name == 'source': name, new = 'text', self.knobs['text'].value if new == TYPED else new
         if name == 'text' and new not in self.tensors: sample(new, 1)
-        change = {'text': dict(source=new, signed=None, extra=False, step=None, clip=None), 'scheme': dict(scheme=new, signed=None, extra=False, step=None, clip=None),
-                  'follow': {}, 'best': dict(step=None, clip=None), 'signed': dict(signed=new, extra=self.value.extra and not new)}.get(name, {name: new})
-        if name == 'start': change = dict(step=start_step(self.data(), self.value))
+        change = asked(self.value, name, new, self.data())
         if self.knobs['follow'].value: change |= dict(step=None, clip=None)
         wish = replace(self.value, **change | dict(bits=8))
         least = replace(wish, signed=self.data(wish.source).low < 0 if wish.signed is None else wish.signed, extra=False).lowest
@@ -461,7 +473,7 @@ def place(
     shown = dict(text=typed, signed=not s.weights, extra=s.scheme == 'lsq' and not s.signed, fit=s.weights, step=own == 'step', clip=own == 'clip', follow=own, best=own, start=own == 'step')
     for name, there in shown.items(): k[name].layout.display = None if there else 'none'
 
-# %% ../nbs/44_quantizerlab.ipynb #0d9c3e80
+# %% ../nbs/44_quantizerlab.ipynb #c71ecb35
 @dataclass(frozen=True, eq=False)
 class Result:
     "What a setting makes of a tensor."
@@ -472,7 +484,7 @@ class Result:
     sqnr: float     # Signal to quantization noise, dB
     clipped: float  # Share of values beyond the last levels
 
-
+# %% ../nbs/44_quantizerlab.ipynb #2721c615
 class QuantizerLab(LabControls):
     "One tensor through every scheme; `value` is the `Setting`, `result` what it gives."
     def __init__(self,
@@ -506,7 +518,7 @@ class QuantizerLab(LabControls):
         "The whole tensor at the present setting."
         s, data = self.value, self.data()
         m, x = measure(data, s), self.tensors[s.source] if s.source in self.tensors else sample(s.source)
-        y = quantized(x.detach().to(torch.promote_types(x.dtype, torch.float16)), s)
+        y = quantized(x.detach() if x.is_floating_point() else x.float(), s)
         return Result(y*m.factor.item() if s.fit else y, m.levels, m.counts/len(data.values), m.mse.item(), decibels(data, m.mse.item()), clipped(data, s))
 
     def bake(self,
