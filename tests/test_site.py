@@ -237,7 +237,8 @@ def test_baked_controls_change_their_figures(visit):
     for box in page.locator('.plot').all():
         box.scroll_into_view_if_needed()
         before = box.evaluate(state)
-        if box.locator('.slider-container').count(): box.locator('.slider-rail-touch-rect').first.click(position={'x': 60, 'y': 5})
+        rail = box.locator('.slider-rail-touch-rect').first
+        if box.locator('.slider-container').count(): rail.click(position={'x': 0.6*rail.bounding_box()['width'], 'y': 5})
         elif box.locator('.updatemenu-button').count(): box.locator('.updatemenu-button').last.click()
         else: continue
         page.wait_for_function('([d, before, state]) => eval(state)(d) !== before', arg=[box.element_handle(), before, state])
