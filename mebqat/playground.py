@@ -172,15 +172,15 @@ def sheet_traces(
 ) -> list[dict]: # Keyword arguments of scatter traces, always as many
     "Everything on the sheet but the images."
     verdict, (learned, asked), ways = Verdict.of(scene, answer), scene.spots, range(scene.episode.n_way)
-    colours, shapes = zip(*(style(c) for c in ways))
-    rows = [(1 + GAP)*c + .5 for c in ways]
+    looks = [(*style(c), f'<b>{LETTERS[c]}</b>', scene.names[c]) for c in ways] + [(TEXT, 'hexagram', '<b>?</b>', 'your own')]*(-1 in scene.labels)
+    colours, shapes, letters, names = zip(*looks)
+    rows = [(1 + GAP)*c + .5 for c in range(len(looks))]
     middle = lambda spots: dict(x=[x + .5 for x,_ in spots], y=[y + .5 for _,y in spots])
     unseen = dict(mode='markers', marker=dict(size=scene.tile*.8, symbol='square', opacity=0), hovertemplate='%{customdata}<extra></extra>', showlegend=False)
-    letters = [verdict.words(i) for i in range(len(asked))]
     return [dict(x=[.4]*len(rows), y=rows, mode='markers', marker=dict(color=colours, symbol=shapes, size=10), hoverinfo='skip', showlegend=False),
-            dict(x=[.95]*len(rows), y=rows, mode='text', text=[f'<b>{LETTERS[c]}</b>' for c in ways], hovertext=scene.names, hoverinfo='text', showlegend=False),
+            dict(x=[.95]*len(rows), y=rows, mode='text', text=letters, hovertext=names, hoverinfo='text', showlegend=False),
             unseen | middle(learned) | dict(customdata=[f'learned as class {LETTERS[c]} ({scene.names[c]})' for c in scene.episode.support_labels.tolist()]),
-            dict(x=[x + 1.08 for x,_ in asked], y=[y + .5 for _,y in asked], mode='text', text=letters, textposition='middle right',
+            dict(x=[x + 1.08 for x,_ in asked], y=[y + .5 for _,y in asked], mode='text', text=[verdict.words(i) for i in range(len(asked))], textposition='middle right',
                  textfont=dict(color=[verdict.colour(i) for i in range(len(asked))]), hoverinfo='skip', showlegend=False),
             dict(mode='lines', line=dict(color=WRONG, width=2.5), hoverinfo='skip', showlegend=False, **_frames(asked, verdict.wrong, 0)),
             dict(mode='lines', line=dict(color=CHANGED, width=2.5, dash='dot'), hoverinfo='skip', showlegend=False, **_frames(asked, verdict.changed, .07)),
@@ -303,7 +303,7 @@ def baked(
     title:str='',    # Network and data
 ) -> go.Figure:      # Sheet and plane with a slider, one frame a pair
     "A scene as a figure that moves without a kernel."
-    draw, ways = traces_of(scene), scene.episode.n_way
+    draw = traces_of(scene)
     left = [sheet_traces(scene, a, b) for b,a in answers.items()]
     right = [[d | dict(xaxis='x2', yaxis='y2') for d in draw(scene, a, b)] for b,a in answers.items()]
     frames = [go.Frame(name=str(b), data=[go.Scatter(changes(d)) for d in (*l[3:], *r)], traces=list(range(3, len(l) + len(r))), layout=dict(title_text=_headline(scene, a, b, title)))
@@ -499,7 +499,7 @@ class FewShotPlayground(Panel):
         self.readout = ipw.HTML()
         (self.sheet, sheet), (self.figure, figure) = (moving(go.Figure([go.Scatter(d) for d in draw(self.scene, self.shown, self.value)], layout(self.scene)), displayModeBar=False) for draw, layout in self._figures())
         row = lambda *w: ipw.HBox(w, layout=dict(flex_flow='row wrap', align_items='center', grid_gap='4px 10px'))
-        figures = ipw.HBox([ipw.Box([sheet]), ipw.Box([figure], layout=dict(flex='1 1 420px', min_width='320px'))], layout=dict(flex_flow='row wrap', align_items='flex-start'))
+        figures = ipw.HBox([ipw.Box([sheet]), ipw.VBox([figure], layout=dict(flex='1 1 420px', min_width='320px', overflow='hidden'))], layout=dict(flex_flow='row wrap', align_items='flex-start'))
         parts = row(self.another, self.number, self.ways, self.shots), self.picker, self.readout, figures
         if self.episodes.pool.images.shape[1] != 1: return parts
         mine = ipw.VBox([self.pad, row(self.ask, self.teach, self.forget)])
