@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'VEIL', 'FRONT', 'EDGE', 'CHOSEN', 'BEST', 'MESH', 'DOTS', 'PIN', 'NO_ANSWERS', 'VIEWS', 'surface_of',
-           'methods_of', 'outline', 'map_figure', 'on_grid', 'accuracy_cells', 'difference_cells', 'SurfaceMap',
-           'confusion_cells', 'confusion_figure', 'name_axes', 'picture', 'thumbnail', 'changed_html', 'ladder',
-           'Budget', 'sentence', 'ExplorerParts', 'caveat', 'ExplorerMoves', 'costs_of', 'ExplorerAnswers', 'address',
-           'Visited', 'ExplorerFill', 'SurfaceExplorer']
+           'methods_of', 'outline', 'map_figure', 'relief_figure', 'on_grid', 'accuracy_cells', 'difference_cells',
+           'SurfaceMap', 'confusion_cells', 'confusion_figure', 'name_axes', 'picture', 'thumbnail', 'changed_html',
+           'ladder', 'Budget', 'sentence', 'ExplorerParts', 'caveat', 'ExplorerMoves', 'costs_of', 'ExplorerAnswers',
+           'address', 'Visited', 'ExplorerFill', 'SurfaceExplorer']
 
 # %% ../nbs/43_explorer.ipynb #cdd75fc9
 import asyncio, base64, html, math
@@ -49,7 +49,8 @@ def methods_of(
     return found
 
 # %% ../nbs/43_explorer.ipynb #e89c614b
-CELLS, VEIL, FRONT, EDGE, CHOSEN, BEST, MESH, DOTS, PIN = range(9)  # layers of the map, from the bottom
+CELLS, VEIL, FRONT, EDGE, CHOSEN, BEST = range(6)  # layers of the map, from the bottom
+MESH, DOTS, PIN = range(3)                         # layers of the relief
 
 
 def outline(
@@ -74,20 +75,30 @@ def map_figure(
     "The empty map."
     fig = go.Figure(go.Heatmap(x=[*range(len(a))], y=[*range(len(w))], coloraxis='coloraxis', xgap=1, ygap=1, hoverinfo='text', hoverongaps=False,
                                texttemplate='%{text}' if len(w)*len(a) <= 100 else None, textfont_size=12, name='accuracy'))
-    fig.add_heatmap(x=[*range(len(a))], y=[*range(len(w))], colorscale=[[0, 'rgba(128,128,128,.82)'], [1, 'rgba(128,128,128,.82)']], showscale=False, xgap=1, ygap=1, hoverinfo='skip')
+    fig.add_heatmap(x=[*range(len(a))], y=[*range(len(w))], colorscale=[[0, 'rgba(128,128,128,.7)'], [1, 'rgba(128,128,128,.7)']], showscale=False, xgap=1, ygap=1, hoverinfo='skip')
     line = lambda name, color, width, **kw: fig.add_scatter(x=[], y=[], mode='lines', line=dict(color=color, width=width, **kw), name=name, hoverinfo='skip')
     line('Pareto front', '#d55e00', 3, dash='dot')
     line('edge', '#000', 7).data[-1].showlegend = False
     line('chosen pair', '#fff', 3)
     star = dict(symbol='star', size=15, color='#e69f00', line=dict(color='#000', width=1.5))
     fig.add_scatter(x=[], y=[], mode='markers', marker=star, name='best allowed', hoverinfo='skip')
-    fig.add_surface(coloraxis='coloraxis', hoverinfo='text', visible=False)
-    fig.add_scatter3d(mode='markers', hoverinfo='text', marker=dict(size=3.5, coloraxis='coloraxis', line=dict(width=1, color='#777')), showlegend=False, visible=False)
-    fig.add_scatter3d(mode='markers', marker=dict(size=9, symbol='diamond', color='#d55e00', line=dict(width=2, color='#000')), hoverinfo='skip', name='chosen pair', visible=False)
     side = lambda widths, title, **kw: dict(tickvals=[*range(len(widths))], ticktext=[*map(label, widths)], title=title, showgrid=False, zeroline=False, fixedrange=True, **kw)
     fig.update_xaxes(side(a, 'activation bits', range=[-.5, len(a) - .5])).update_yaxes(side(w, 'weight bits', range=[len(w) - .5, -.5]))
     legend = dict(orientation='h', x=0, y=1.01, yanchor='bottom', itemclick=False, itemdoubleclick=False)
-    return fig.update_layout(coloraxis=ACCURACY, height=430, margin=dict(l=55, r=10, t=34, b=45), dragmode=False, legend=legend, scene=scene(w, a), scene_dragmode='orbit', uirevision='map')
+    return fig.update_layout(coloraxis=ACCURACY, height=430, margin=dict(l=55, r=10, t=34, b=45), dragmode=False, legend=legend)
+
+
+def relief_figure(
+    w:list[int], # Weight widths
+    a:list[int], # Activation widths
+) -> go.Figure:  # All layers, with no data in them yet
+    "The empty relief."
+    fig = go.Figure(go.Surface(coloraxis='coloraxis', hoverinfo='text', name='accuracy'))
+    fig.add_scatter3d(mode='markers', hoverinfo='text', marker=dict(size=3.5, coloraxis='coloraxis', line=dict(width=1, color='#777')), showlegend=False)
+    fig.add_scatter3d(mode='markers', marker=dict(size=9, symbol='diamond', color='#d55e00', line=dict(width=2, color='#000')), hoverinfo='skip', name='chosen pair')
+    view = scene(w, a) | dict(dragmode='orbit', camera_eye=dict(x=-1.75, y=-1.75, z=1.05))
+    legend = dict(orientation='h', x=0, y=1.01, yanchor='bottom', itemclick=False, itemdoubleclick=False)
+    return fig.update_layout(coloraxis=ACCURACY, height=430, margin=dict(l=0, r=10, t=34, b=0), scene=view, legend=legend, uirevision='relief')
 
 # %% ../nbs/43_explorer.ipynb #210bdc02
 def on_grid(
@@ -105,11 +116,14 @@ def accuracy_cells(
     points:Mapping[Bits, Point], # Measurements by pair
     w:list[int],                 # Weight widths of the map
     a:list[int],                 # Activation widths of the map
+    stretch:bool=False,          # Colours from the lowest to the highest accuracy, not from 0 to 100 %
 ) -> tuple[dict, dict]:          # Data of the cells, settings of the colour axis
-    "Accuracy on the colours that all figures share."
-    cell = lambda b: ink(f'{100*points[b].accuracy:.1f}', points[b].accuracy < 0.45)
+    "Accuracy on the colours that all figures share, or stretched over what was measured."
+    seen = [p.accuracy for p in points.values()]
+    low, high = (min(seen), max(max(seen), min(seen) + .001)) if stretch else (0, 1)
+    cell = lambda b: ink(f'{100*points[b].accuracy:.1f}', points[b].accuracy < low + 0.45*(high - low))
     rows = lambda f, none: on_grid(f, points, w, a, none)
-    return dict(z=rows(lambda b: points[b].accuracy, None), text=rows(cell, ''), hovertext=rows(lambda b: describe(b, points[b]), '')), ACCURACY
+    return dict(z=rows(lambda b: points[b].accuracy, None), text=rows(cell, ''), hovertext=rows(lambda b: describe(b, points[b]), '')), ACCURACY | dict(cmin=low, cmax=high)
 
 
 def difference_cells(
@@ -135,8 +149,11 @@ class SurfaceMap:
         pick:Callable[[Bits], None], # Called with the pair of a click
     ):
         self.w, self.a = widths(space)
-        self.figure, self.shown = moving(map_figure(self.w, self.a), displayModeBar=False)
-        for i in (CELLS, MESH, DOTS): self.figure.data[i].on_click(lambda trace, points, state: points.xs and pick(self.at(points.xs[0], points.ys[0])))
+        self.figure, self.flat = moving(map_figure(self.w, self.a), displayModeBar=False)
+        self.relief, self.solid = moving(relief_figure(self.w, self.a), displayModeBar=False)
+        self.box = ipw.VBox([self.flat], layout=dict(flex='1 1 440px', min_width='320px', overflow='hidden'))
+        for trace in (self.figure.data[CELLS], self.relief.data[MESH], self.relief.data[DOTS]):
+            trace.on_click(lambda trace, points, state: points.xs and pick(self.at(points.xs[0], points.ys[0])))
 
     def at(self, x:float, y:float) -> Bits: return Bits(self.w[round(float(y))], self.a[round(float(x))])
 
@@ -150,9 +167,10 @@ class SurfaceMap:
         self.figure.layout.coloraxis.update(axis, overwrite=True)
         spots = [(self.a.index(b.a), self.w.index(b.w), p.accuracy, describe(b, p)) for b,p in points.items()]
         x, y, z, said = map(list, zip(*spots))
-        self.figure.data[DOTS].update(x=x, y=y, z=z, hovertext=said, marker_color=z)
-        flat, _ = accuracy_cells(points, self.w, self.a)
-        self.figure.data[MESH].update(x=[*range(len(self.a))], y=[*range(len(self.w))], z=flat['z'], hovertext=flat['hovertext'])
+        high, _ = accuracy_cells(points, self.w, self.a)
+        with self.relief.batch_update():
+            self.relief.data[DOTS].update(x=x, y=y, z=z, hovertext=said, marker_color=z)
+            self.relief.data[MESH].update(x=[*range(len(self.a))], y=[*range(len(self.w))], z=high['z'], hovertext=high['hovertext'])
 
     def mark(self,
         bits:Bits,         # The chosen pair
@@ -160,7 +178,7 @@ class SurfaceMap:
     ):
         "Put the frame around a cell."
         for i in (EDGE, CHOSEN): self.figure.data[i].update(outline([bits], self.w, self.a, 0.05))
-        self.figure.data[PIN].update(x=[self.a.index(bits.a)], y=[self.w.index(bits.w)], z=[height])
+        self.relief.data[PIN].update(x=[self.a.index(bits.a)], y=[self.w.index(bits.w)], z=[height])
 
     def allow(self,
         dear:set[Bits],    # Pairs over the budget
@@ -176,8 +194,8 @@ class SurfaceMap:
         solid:bool, # The relief instead of the cells?
     ):
         "Switch between cells and relief."
-        for i,trace in enumerate(self.figure.data): trace.visible = (i in (MESH, DOTS, PIN)) == solid
-        self.figure.update_layout(xaxis_visible=not solid, yaxis_visible=not solid)
+        children = (self.solid if solid else self.flat,)
+        if self.box.children != children: self.box.children = children
 
 # %% ../nbs/43_explorer.ipynb #ad421c85
 def confusion_cells(
@@ -230,7 +248,7 @@ def thumbnail(
     said = html.escape(f'true {true}: was {was}, now {now}')
     verdict, color = ('gained', '#009e73') if now == true else ('lost', '#d55e00') if was == true else ('still wrong', '#767676')
     image = f'<img src="{source}" alt="{said}" width="56" height="56" style="image-rendering:pixelated;object-fit:contain;border:2px solid {color};background:#000">'
-    return f'<figure style="margin:0;width:112px;text-align:center;font-size:12px;line-height:1.35">{image}<figcaption>{said}<br><span style="color:{color};font-weight:600">{verdict}</span></figcaption></figure>'
+    return f'<figure style="margin:0;width:130px;text-align:center;font-size:12px;line-height:1.35">{image}<figcaption>{said}<br><span style="color:{color};font-weight:600">{verdict}</span></figcaption></figure>'
 
 
 def changed_html(
@@ -273,15 +291,15 @@ class Budget(ipw.VBox):
     def __init__(self,
         points:Iterable[Point], # Everything measured
     ):
-        points, wide = [*points], dict(width='min(430px, 96%)')
+        points, wide = [*points], dict(width='min(385px, 96%)')
         known = {k: [v for p in points if (v := getattr(p, k)) is not None] for k in ('bytes', 'bitops')}
         slider = lambda text, k, unit: ipw.SelectionSlider(options=(rungs := ladder(known[k], unit)), value=math.inf, index=len(rungs) - 1, description=text, disabled=not known[k],
             tooltip=f'Most {text} allowed' if known[k] else 'This cost was not measured', style=dict(description_width='120px'), layout=wide)
         self.bytes, self.bitops = slider('bytes', 'bytes', 'B'), slider('bit operations', 'bitops', 'BitOPs')
-        self.over = ipw.ToggleButtons(options=[(t, k) for t,k in (('bytes', 'bytes'), ('bit operations', 'bitops')) if known[k]] or [('none', '')], description='front over',
-            tooltip='The cost that the Pareto front is drawn over', style=dict(button_width='110px', description_width='initial'))
+        self.over = ipw.Dropdown(options=[(t, k) for t,k in (('bytes', 'bytes'), ('bit operations', 'bitops')) if known[k]] or [('none', '')], description='Pareto front over',
+            tooltip='The cost that the front is drawn over', style=dict(description_width='initial'), layout=dict(width='auto'))
         self.go, self.said = ipw.Button(description='Go to the best', icon='star', tooltip='Choose the best pair that the budget allows'), ipw.HTML()
-        row = dict(flex_flow='row wrap', align_items='center')
+        row = dict(flex_flow='row wrap', align_items='center', grid_gap='2px 14px')
         super().__init__([ipw.HBox([self.bytes, self.bitops], layout=row), ipw.HBox([self.over, self.go], layout=row), self.said])
         for control in (self.bytes, self.bitops, self.over): control.observe(self._read, 'value')
         self._read()
@@ -320,17 +338,18 @@ class ExplorerParts(Panel):
         self.picker, self.map = BitsPicker(self.space, value, not slow), SurfaceMap(self.space, self.guarded(self._clicked))
         self.method_list = listed(names, 'network', 'The network to look at')
         self.view = ipw.ToggleButtons(options=VIEWS if len(names) > 1 else VIEWS[:2], tooltip='What the map shows', style=dict(button_width='96px'))
+        self.stretch = ipw.ToggleButton(description='stretch colours', tooltip='Colours from the lowest to the highest accuracy of this network, not from 0 to 100 %', layout=slim)
         self.against = listed(names[::-1], 'minus', 'The network to subtract in the difference')
         self.reference = listed([(str(b), b) for b in sorted(self.space, reverse=True)], 'changed against', 'The pair that answers are compared with')
         self.readout, self.thumbs = ipw.HTML(), ipw.HTML()
         self.confusion, square = moving(confusion_figure(), displayModeBar=False)
         self.budget = Budget(p for x in self.methods.values() for p in costs_of(x).values())
         self.figure = self.map.figure
-        self.box = ipw.Box([square], layout=dict(flex='1 1 330px', min_width='300px', max_width='430px'))
-        self.absent = ipw.HTML(f'<p>{NO_ANSWERS}</p>', layout=dict(display='none', flex='1 1 300px', max_width='430px'))
-        self.top = ipw.HBox([self.method_list, self.view, self.against], layout=wrap)
-        charts = ipw.HBox([ipw.Box([self.map.shown], layout=dict(flex='1 1 430px', min_width='340px')), self.box, self.absent], layout=dict(flex_flow='row wrap'))
-        self.changes = ipw.VBox([self.reference, self.thumbs])
+        self.box = ipw.VBox([square], layout=dict(flex='1 1 380px', min_width='300px', overflow='hidden'))
+        self.absent = ipw.HTML(f'<p>{NO_ANSWERS}</p>', layout=dict(display='none', flex='1 1 300px'))
+        self.top = ipw.HBox([self.method_list, self.view, self.stretch, self.against], layout=wrap)
+        charts = ipw.HBox([self.map.box, self.box, self.absent], layout=dict(flex_flow='row wrap'))
+        self.changes = ipw.VBox([ipw.HBox([self.reference]), self.thumbs])
         whole = len(self.space)
         self.fill, self.progress = ipw.Button(description='Measure all pairs', tooltip='One pair after the other; press again to stop'), ipw.HTML()
         self.bar = ipw.IntProgress(max=whole, tooltip='Pairs measured', layout=dict(width='160px'))
@@ -366,11 +385,11 @@ class ExplorerMoves(ExplorerParts):
 
     def _paint(self):
         points, kind, other = surface_of(self.seen).points, self.view.value, self.methods[self.against.value]
-        self.against.layout.display, self.note = None if kind == 'difference' else 'none', ''
+        (self.against.layout.display, self.stretch.layout.display), self.note = (None, 'none') if kind == 'difference' else ('none', None), ''
         if kind == 'difference':
             painted = difference_cells(points, surface_of(other).points, self.map.w, self.map.a)
             self.note = caveat(self.seen, other)
-        else: painted = accuracy_cells(points, self.map.w, self.map.a)
+        else: painted = accuracy_cells(points, self.map.w, self.map.a, self.stretch.value)
         with self.figure.batch_update(): self.map.paint(*painted, points), self.map.turn(kind == 'relief')
         self.say(self.note)
 
@@ -535,7 +554,7 @@ class SurfaceExplorer(ExplorerFill):
         self.method, self.value = first, self.picker.value
         self.reference.value = nearest(BitSpace(getattr(x, 'space', surface_of(x))), reference)
         self._switched()
-        moves = {self.picker: self._picked, self.method_list: self._named, self.view: self._paint, self.against: self._paint, self.reference: self._answers}
+        moves = {self.picker: self._picked, self.method_list: self._named, self.view: self._paint, self.stretch: self._paint, self.against: self._paint, self.reference: self._answers}
         for control, call in moves.items(): control.observe(self.guarded(lambda change, call=call: call()), 'value')
         for name, on, call in (('limits', self.budget, self._allow), ('value', self, self._moved), ('method', self, self._switched)):
             on.observe(self.guarded(lambda change, call=call: call()), name)

@@ -184,7 +184,7 @@ class BitsPicker(Panel):
     ):
         self.space = BitSpace(space)
         one = lambda name, widths, tip: ipw.SelectionSlider(options=[(label(i), i) for i in sorted(widths)], description=name, continuous_update=continuous_update,
-            tooltip=tip, style=dict(description_width='initial'), layout=dict(width='min(420px, 96%)'))
+            tooltip=tip, style=dict(description_width='initial'), layout=dict(width='min(385px, 96%)'))
         self.w = one('weight bits', {b.w for b in self.space}, 'Bits of every weight')
         self.a = one('activation bits', {b.a for b in self.space}, 'Bits of every activation')
         super().__init__(ipw.HBox([self.w, self.a], layout=dict(flex_flow='row wrap')))
