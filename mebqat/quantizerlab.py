@@ -242,14 +242,14 @@ def traces() -> list[go.Scatter|go.Bar]: # In the order that `drawing` fills the
 def frame() -> go.Figure: # Two by two, without data
     "The four pictures' axes."
     fig = make_subplots(2, 2, subplot_titles=['What each value becomes', 'What each level takes', 'The slope that training sees', 'Error at every width'],
-                        horizontal_spacing=.1, vertical_spacing=.19)
+                        horizontal_spacing=.13, vertical_spacing=.19)
     fig.update_annotations(font_size=14)
     for i, (x, y) in enumerate((('input', 'output'), ('value', 'share of values'), ('input', 'd output / d input'), ('bits', 'signal to error, dB'))):
         fig.update_xaxes(title=dict(text=x, standoff=6), row=i//2 + 1, col=i%2 + 1).update_yaxes(title=dict(text=y, standoff=8), row=i//2 + 1, col=i%2 + 1)
     fig.update_yaxes(tickformat='.0%', rangemode='tozero', row=1, col=2).update_xaxes(tickvals=list(range(1, 9)), range=[.6, 8.6], row=2, col=2)
     fig.update_yaxes(rangemode='tozero', row=2, col=1).update_xaxes(matches='x', row=2, col=1)
     legend = dict(orientation='h', x=0, xanchor='left', y=0, yref='container', yanchor='bottom', itemclick=False, itemdoubleclick=False)
-    return any_theme(fig).update_layout(height=620, margin=dict(l=60, r=16, t=34, b=88), legend=legend, bargap=0)
+    return any_theme(fig).update_layout(height=640, margin=dict(l=60, r=16, t=34, b=112), legend=legend, bargap=0)
 
 # %% ../nbs/44_quantizerlab.ipynb #fe75e218
 def decibels(
@@ -312,8 +312,8 @@ def drawing(
     curve = ladder(data, s)
     now = curve['x'].index(s.bits)
     filled = [dict(x=[low, high], y=[low, high]), dict(x=at, y=y), dict(x=at[over], y=y[over]), bars,
-              dict(x=m.levels[normal], y=pins[normal]), dict(x=m.levels[top], y=pins[top]), dict(x=at, y=slope), curve, ladder(data, s, best=True),
-              dict(x=[s.bits], y=[curve['y'][now]], text=[f'{curve["y"][now]:.1f} dB'])]
+              dict(x=m.levels[normal], y=pins[normal], marker_size=6 if s.bits < 6 else 2, error_y_thickness=2 if s.bits < 6 else 1), dict(x=m.levels[top], y=pins[top]), dict(x=at, y=slope), curve, ladder(data, s, best=True),
+              dict(x=[s.bits], y=[curve['y'][now]], text=[f'{curve["y"][now]:.1f} dB'], textposition='bottom right' if s.bits < 6 else 'bottom left')]
     def reach(v):
         ends = min(low, v.min().item()), max(high, v.max().item())
         pad = .04*(ends[1] - ends[0])
@@ -536,7 +536,7 @@ def thin(
 ) -> dict:      # The same in lists of four digits
     "Numbers as short as a picture needs."
     short = lambda v: v if isinstance(v, str) else int(v) if v == int(v) else float(f'{v:.4g}')
-    return {k: [*map(short, vs)] if hasattr(vs, '__len__') else short(vs) for k, vs in trace.items()}
+    return {k: [*map(short, vs)] if hasattr(vs, '__len__') and not isinstance(vs, str) else short(vs) for k, vs in trace.items()}
 
 
 def controls(

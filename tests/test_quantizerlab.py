@@ -255,4 +255,4 @@ def test_baked_file_is_small_and_whole(baked):
     assert [t.visible for t in fig.data] == [True]*10 + [False]*40
     for frame in fig.frames: assert len(frame.data) == len(frame.traces) == len(set(frame.traces))
     signed = QuantizerLab(WEIGHTS, Setting('sat weight', 3)).bake()
-    assert 'begins at 2 bits' in signed.frames[0].to_plotly_json()['data'][-1]['text'] and len(signed.to_json()) < 500_000
+    assert 'begins at 2 bits' in signed.frames[0].data[-1].text and len(signed.to_json()) < 500_000
