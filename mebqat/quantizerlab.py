@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'SIZES', 'MOST', 'SHAPES', 'FORMS', 'BLUE', 'RED', 'GREEN', 'PINK', 'GOLD', 'SKY', 'POINTS', 'CAPTION',
-           'TYPED', 'STAY', 'CHANGING', 'SLIDER_KEYS', 'Setting', 'quantized', 'level_values', 'response', 'Ordered',
-           'check_tensor', 'Measured', 'measure', 'best_size', 'start_step', 'sample', 'traces', 'frame', 'decibels',
-           'ladder', 'histogram', 'drawing', 'knobs', 'completed', 'clipped', 'sentence', 'asked', 'LabControls',
-           'notch', 'place', 'Result', 'QuantizerLab', 'thin', 'controls', 'baked']
+           'TYPED', 'STAY', 'CHANGING', 'Setting', 'quantized', 'level_values', 'response', 'Ordered', 'check_tensor',
+           'Measured', 'measure', 'best_size', 'start_step', 'sample', 'traces', 'frame', 'decibels', 'ladder',
+           'histogram', 'drawing', 'knobs', 'completed', 'clipped', 'sentence', 'asked', 'LabControls', 'notch',
+           'place', 'Result', 'QuantizerLab', 'thin', 'controls', 'baked']
 
 # %% ../nbs/44_quantizerlab.ipynb #26e0599e
 import math, re
@@ -579,26 +579,3 @@ def baked(
     name_figure(fig, title or f'{value.source} through five quantizers', f'{CAPTION} Step and clip are the best ones at each width.')
     fig.update_layout({axis: dict(range=span) for axis, span in groups[value.scheme].items()}, **controls(groups, value.scheme, value.bits))
     return fig.update_yaxes(range=None, autorange=True, row=1, col=2).update_layout(height=820, margin_t=fig.layout.margin.t + 64, margin_b=185)
-
-# %% ../nbs/44_quantizerlab.ipynb #3fb36569
-SLIDER_KEYS = """
-for (const div of document.querySelectorAll('.plot, .js-plotly-plot')) {
-  const slider = () => div.layout.sliders[0];
-  if (!div.layout?.sliders?.length) continue;
-  const box = document.getElementById(div.id + '-data');
-  if (box) Plotly.addFrames(div, JSON.parse(box.textContent).frames || []);
-  const tell = () => { for (const [k, v] of Object.entries({'aria-valuenow': slider().active ?? 0, 'aria-valuetext': slider().steps[slider().active ?? 0].label})) div.setAttribute(k, v); };
-  for (const [k, v] of Object.entries({tabindex: 0, role: 'slider', 'aria-valuemin': 0, 'aria-valuemax': slider().steps.length - 1})) div.setAttribute(k, v);
-  div.addEventListener('keydown', async e => {
-    const last = slider().steps.length - 1, now = slider().active ?? 0;
-    const next = {ArrowLeft: now - 1, ArrowDown: now - 1, ArrowRight: now + 1, ArrowUp: now + 1, Home: 0, End: last}[e.key];
-    if (next === undefined) return;
-    e.preventDefault();
-    const active = Math.min(last, Math.max(0, next)), step = slider().steps[active];
-    await Plotly[step.method](div, ...step.args);
-    await Plotly.relayout(div, {'sliders[0].active': active});
-    tell();
-  });
-  tell();
-}
-"""

@@ -7,7 +7,7 @@ import traitlets
 
 from mebqat.kernels import dorefa_act, dorefa_weight, lsq, pact, sat_weight
 from mebqat.plots import page
-from mebqat.quantizerlab import NAMES, SLIDER_KEYS, MOST, TYPED, Ordered, QuantizerLab, Setting, best_size, completed, measure, quantized, response, sample
+from mebqat.quantizerlab import NAMES, MOST, TYPED, Ordered, QuantizerLab, Setting, best_size, completed, measure, quantized, response, sample
 
 WEIGHTS = torch.randn(40, 30, 3, 3, generator=torch.Generator().manual_seed(0))*.1
 ACTS = torch.randn(9, 700, generator=torch.Generator().manual_seed(1)).relu()*2
@@ -205,7 +205,7 @@ def test_without_anywidget_the_panel_says_so(monkeypatch):
 def baked(tmp_path_factory):
     lab = QuantizerLab({'acts': ACTS}, Setting('lsq', 2, extra=True))
     path = tmp_path_factory.mktemp('lab')/'lab.html'
-    path.write_text(page('Lab', [lab.bake()], script=SLIDER_KEYS), encoding='utf-8')
+    path.write_text(page('Lab', [lab.bake()]), encoding='utf-8')
     return lab, path
 
 
