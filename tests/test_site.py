@@ -230,7 +230,7 @@ def test_search_finds_a_function(visit):
 
 def test_baked_controls_change_their_figures(visit):
     from playwright.sync_api import expect
-    page, moved = visit(), []
+    page, moved, keyed = visit(), [], []
     page.goto(visit.at('explorers'))
     assert drawn(page) + page.locator('.content iframe').count() > 0
     state = 'd => JSON.stringify([d._fullData.map(t => [t.visible, t.x, t.y, t.z]), d.layout.title])'
@@ -243,6 +243,12 @@ def test_baked_controls_change_their_figures(visit):
         else: continue
         page.wait_for_function('([d, before, state]) => eval(state)(d) !== before', arg=[box.element_handle(), before, state])
         moved.append(box.get_attribute('id'))
+        if box.get_attribute('role') == 'slider':
+            before = box.evaluate(state)
+            box.press('Home')
+            page.wait_for_function('([d, before, state]) => eval(state)(d) !== before', arg=[box.element_handle(), before, state])
+            assert box.get_attribute('aria-valuenow') == '0'
+            keyed.append(box.get_attribute('id'))
     for frame in page.locator('.content iframe').all():
         frame.scroll_into_view_if_needed()
         inside = frame.content_frame
@@ -251,5 +257,5 @@ def test_baked_controls_change_their_figures(visit):
         inside.locator('input[type=range]').first.press('ArrowRight')
         expect(inside.locator('body')).not_to_have_text(before, use_inner_text=True)
         moved.append(frame.get_attribute('title'))
-    assert len(moved) >= 3
+    assert len(moved) >= 3 and len(keyed) >= 2
     assert visit.wrong == []
