@@ -78,8 +78,9 @@ def map_figure(
     fig.add_heatmap(x=[*range(len(a))], y=[*range(len(w))], colorscale=[[0, 'rgba(128,128,128,.7)'], [1, 'rgba(128,128,128,.7)']], showscale=False, xgap=1, ygap=1, hoverinfo='skip')
     line = lambda name, color, width, **kw: fig.add_scatter(x=[], y=[], mode='lines', line=dict(color=color, width=width, **kw), name=name, hoverinfo='skip')
     line('Pareto front', '#d55e00', 3, dash='dot')
-    line('edge', '#000', 7).data[-1].showlegend = False
+    line('edge', '#000', 7)
     line('chosen pair', '#fff', 3)
+    fig.data[EDGE].showlegend = fig.data[CHOSEN].showlegend = False
     star = dict(symbol='star', size=15, color='#e69f00', line=dict(color='#000', width=1.5))
     fig.add_scatter(x=[], y=[], mode='markers', marker=star, name='best allowed', hoverinfo='skip')
     side = lambda widths, title, **kw: dict(tickvals=[*range(len(widths))], ticktext=[*map(label, widths)], title=title, showgrid=False, zeroline=False, fixedrange=True, **kw)
@@ -96,7 +97,7 @@ def relief_figure(
     fig = go.Figure(go.Surface(coloraxis='coloraxis', hoverinfo='text', name='accuracy'))
     fig.add_scatter3d(mode='markers', hoverinfo='text', marker=dict(size=3.5, coloraxis='coloraxis', line=dict(width=1, color='#777')), showlegend=False)
     fig.add_scatter3d(mode='markers', marker=dict(size=9, symbol='diamond', color='#d55e00', line=dict(width=2, color='#000')), hoverinfo='skip', name='chosen pair')
-    view = scene(w, a) | dict(dragmode='orbit', camera_eye=dict(x=-1.75, y=-1.75, z=1.05))
+    view = scene(w, a) | dict(dragmode='orbit', camera_eye=dict(x=-1.5, y=-1.5, z=0.9))
     legend = dict(orientation='h', x=0, y=1.01, yanchor='bottom', itemclick=False, itemdoubleclick=False)
     return fig.update_layout(coloraxis=ACCURACY, height=430, margin=dict(l=0, r=10, t=34, b=0), scene=view, legend=legend, uirevision='relief')
 
@@ -161,14 +162,18 @@ class SurfaceMap:
         layer:dict,                 # Data of the cells
         axis:dict,                  # Settings of the colour axis
         points:Mapping[Bits, Point],# Measurements, for the relief
+        stretch:bool=False,         # Heights and colours of the relief from the lowest accuracy to the highest
     ):
         "Show another method, or a difference."
         self.figure.data[CELLS].update(layer)
         self.figure.layout.coloraxis.update(axis, overwrite=True)
         spots = [(self.a.index(b.a), self.w.index(b.w), p.accuracy, describe(b, p)) for b,p in points.items()]
         x, y, z, said = map(list, zip(*spots))
-        high, _ = accuracy_cells(points, self.w, self.a)
+        high, colors = accuracy_cells(points, self.w, self.a, stretch)
+        low, top = colors['cmin'], colors['cmax']
         with self.relief.batch_update():
+            self.relief.layout.coloraxis.update(cmin=low, cmax=top)
+            self.relief.layout.scene.zaxis.update(range=[low, top], tickvals=[low + (top - low)*i/4 for i in range(5)], tickformat='.1%' if stretch else '.0%')
             self.relief.data[DOTS].update(x=x, y=y, z=z, hovertext=said, marker_color=z)
             self.relief.data[MESH].update(x=[*range(len(self.a))], y=[*range(len(self.w))], z=high['z'], hovertext=high['hovertext'])
 
@@ -390,7 +395,7 @@ class ExplorerMoves(ExplorerParts):
             painted = difference_cells(points, surface_of(other).points, self.map.w, self.map.a)
             self.note = caveat(self.seen, other)
         else: painted = accuracy_cells(points, self.map.w, self.map.a, self.stretch.value)
-        with self.figure.batch_update(): self.map.paint(*painted, points), self.map.turn(kind == 'relief')
+        with self.figure.batch_update(): self.map.paint(*painted, points, self.stretch.value), self.map.turn(kind == 'relief')
         self.say(self.note)
 
     def _allow(self):

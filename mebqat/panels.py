@@ -41,7 +41,7 @@ def any_theme(
 ) -> go.Figure:    # The same figure
     "Colours that read on a light and on a dark page."
     axis = dict(gridcolor=GRID, linecolor=GRID, zerolinecolor=GRID)
-    walls = {k: axis | dict(backgroundcolor='rgba(0,0,0,0)', color=TEXT) for k in ('xaxis', 'yaxis', 'zaxis')}
+    walls = {k: dict(backgroundcolor='rgba(0,0,0,0)', color=TEXT, gridcolor='#8c8c8c', linecolor='#8c8c8c', zerolinecolor='#8c8c8c') for k in ('xaxis', 'yaxis', 'zaxis')}
     fig.update_layout(template='none', paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', font_color=TEXT, scene=walls)
     return fig.update_xaxes(**axis).update_yaxes(**axis)
 
@@ -58,7 +58,15 @@ export default () => {
   };
   return {
     initialize({model}) { figure = begin(model); },
-    async render({model, el}) { return (await figure).render({model, el}); },
+    async render({model, el}) {
+      const leave = (await figure).render({model, el});
+      let width = 0;
+      const watch = new ResizeObserver(() => {
+        if (el.clientWidth !== width) { width = el.clientWidth; window.dispatchEvent(new Event("resize")); }
+      });
+      watch.observe(el);
+      return () => { watch.disconnect(); leave(); };
+    },
   };
 };
 '''
