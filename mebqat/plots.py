@@ -202,7 +202,7 @@ def metrics(
     "Sort the numeric columns of a history by what they measure."
     panels = {'loss': [], 'accuracy': []}
     for k in history.select_dtypes('number'):
-        kind = next((word for word in panels if word[:4] in k.lower() or word[:3] == k.lower()[-3:]), k)
+        kind = next((word for word in panels if word[:4] in k.lower() or word[:3] == k.lower()[-3:]), 'accuracy' if k.startswith('val ') else k)
         if k not in ('step', 'epoch') and history[k].notna().any(): panels.setdefault(kind, []).append(k)
     return {k: v for k,v in panels.items() if v}
 
