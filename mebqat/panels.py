@@ -49,23 +49,23 @@ def any_theme(
 MODULE = '''
 const load = code => globalThis.mebqatPlotly ??= import(URL.createObjectURL(new Blob([code], {type: "text/javascript"})));
 export default () => {
-  let figure;
+  let figure, heard = [];
   const begin = async model => {
     const library = await model.widget_manager.get_model(model.get("_library").slice("IPY_MODEL_".length));
     const own = (await load(library.get("value"))).default();
-    own.initialize({model});
+    own.initialize({model: {...model, on: (name, call) => { model.on(name, call); heard.push(() => model.off(name, call)); }}});
     return own;
   };
   return {
     initialize({model}) { figure = begin(model); },
     async render({model, el}) {
-      const leave = (await figure).render({model, el});
+      const own = await figure, before = heard.length, leave = own.render({model, el}), added = heard.slice(before);
       let width = 0;
       const watch = new ResizeObserver(() => {
         if (el.clientWidth !== width) { width = el.clientWidth; window.dispatchEvent(new Event("resize")); }
       });
       watch.observe(el);
-      return () => { watch.disconnect(); leave(); };
+      return () => { watch.disconnect(); added.forEach(off => off()); leave(); };
     },
   };
 };
