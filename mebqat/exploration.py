@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'CostTable', 'cost_table', 'to_record', 'from_record', 'Exploration', 'thumbnails', 'explore',
-           'save_explorations', 'load_explorations']
+           'live_answers', 'save_explorations', 'load_explorations']
 
 # %% ../nbs/33_exploration.ipynb #9e7d5e3a
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from . import __version__
 from .bits import Bits, BitSpace, Policy
 from .cost import Cost, LayerCost, profile
-from .evaluate import batches_of, sweep
+from .evaluate import batches_of, deployed, replies, sweep
 from .layers import FULL_PAIR, bit_layers
 from .surface import Point, Surface, dumps, loads
 from .train import load_whole, save_whole
@@ -196,6 +196,25 @@ def explore(
     costs = cost_table(model, next(iter(batches_of(data, 1, 1, next(model.parameters()).device)))[0])
     return Exploration(surface, {b: p.to(kind) for b,(p,_,_) in said.items()}, {b: (255*c).round().to(torch.uint8) for b,(_,c,_) in said.items()},
                        labels.to(kind), images, classes, costs)
+
+# %% ../nbs/33_exploration.ipynb #d41428de
+def live_answers(
+    model:nn.Module,     # A quantized network
+    data,                # A pool, or a pair (images, labels)
+    bn_data=None,        # Training images; required with bn='reestimate'
+    most:int=1000,       # How many images get a thumbnail
+    batch_size:int=500,  # Most images at once
+) -> dict:               # Arguments of `SurfaceExplorer.live`, but for the space
+    "A network as a function from bits to answers; ValueError when it has no quantized layers."
+    if not bit_layers(model): raise ValueError('this network has no quantized layers, so its bits cannot move; call quantize(model, LSQ(), example) first')
+    with deployed(model, FULL_PAIR, bn_data): predicted, _, labels, _ = replies(model, data, batch_size)
+    classes = tuple(getattr(data, 'classes', None) or map(str, range(1 + int(max(predicted.max(), labels.max())))))
+    kind = torch.uint8 if len(classes) <= 256 else torch.int16
+    def answer(bits):
+        with deployed(model, bits, bn_data): said, sure, _, _ = replies(model, data, batch_size)
+        return said.to(kind), (255*sure).round().to(torch.uint8)
+    costs = cost_table(model, next(iter(batches_of(data, 1, 1, next(model.parameters()).device)))[0])
+    return dict(answer=answer, images=thumbnails(data, most), labels=labels.to(kind), classes=classes, costs=costs)
 
 # %% ../nbs/33_exploration.ipynb #519209a8
 FORMAT, VERSION = 'mebqat-exploration', 1

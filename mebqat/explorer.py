@@ -63,8 +63,8 @@ def outline(
     x, y, r = [], [], 0.5 - inset
     for b in pairs:
         i, j = a.index(b.a), w.index(b.w)
-        x += [i - r, i + r, i + r, i - r, i - r, None]
-        y += [j - r, j - r, j + r, j + r, j - r, None]
+        x += [i - r, i + r, i + r, i - r, i - r, i + r, None]
+        y += [j - r, j - r, j + r, j + r, j - r, j - r, None]
     return dict(x=x, y=y)
 
 
@@ -583,7 +583,7 @@ class SurfaceExplorer(ExplorerFill):
 
     @classmethod
     def live(cls, answer:Callable, images:Tensor, labels:Tensor, classes:Iterable[str], space:BitSpace, costs, value:Bits|None=None, title:str='this network') -> 'SurfaceExplorer':
-        "An explorer that measures pairs as they are visited; arguments as for `Visited`."
+        "An explorer that measures pairs as they are visited; arguments as for `Visited`, and `exploration.live_answers` makes them of a network."
         x = Visited(answer, images, labels, classes, space, costs, title)
         x.measure(max(x.space) if value is None else value)
         return cls(x, value)
