@@ -1,0 +1,157 @@
+"What a reader does, in a real browser: JupyterLab with the tour, the explorer as an app, a panel whose kernel is gone."
+import os, re, signal, socket, subprocess, sys, time
+from contextlib import contextmanager
+
+import pytest
+
+from mebqat.bits import FULL, Bits
+from mebqat.data import shipped
+from mebqat.exploration import load_explorations
+from mebqat.explorer import confusion_cells
+from mebqat.panels import GONE
+from mebqat.workbench import TOUR, free_port
+
+for needed in ('jupyterlab', 'voila', 'anywidget'): pytest.importorskip(needed, reason=f"{needed} is not installed; get it with: pip install 'mebqat[dev]'")
+api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+
+LONG = 120_000  # a loaded machine takes its time; nothing here waits longer than it must
+TOKEN = 'a-token-of-this-test'
+
+
+@pytest.fixture(scope='module')
+def browser(chromium):
+    with api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield b
+        b.close()
+
+
+def answers(port):
+    with socket.socket() as s: return s.connect_ex(('127.0.0.1', port)) == 0
+
+
+@contextmanager
+def served(folder, *command, ready):
+    "A server of the command line in `folder`, with settings of its own; killed in the end. Gives what it said up to `ready`, a pattern."
+    own = {f'JUPYTER{k}': str(folder/'jupyter'/k.lower()) for k in ('_CONFIG_DIR', '_DATA_DIR', 'LAB_SETTINGS_DIR', 'LAB_WORKSPACES_DIR')}
+    quiet = folder/'jupyter'/'lab_settings_dir'/'@jupyterlab'/'apputils-extension'
+    quiet.mkdir(parents=True)
+    (folder/'tmp').mkdir(exist_ok=True)
+    (quiet/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    with open(folder/'log', 'wb') as log:
+        child = subprocess.Popen([sys.executable, '-m', 'mebqat.cli', *map(str, command)], cwd=folder, env=os.environ | own | {'TMPDIR': str(folder/'tmp')}, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + LONG/1000
+        while not (found := re.search(ready, (folder/'log').read_text(errors='replace'))):
+            assert child.poll() is None and time.monotonic() < end, (folder/'log').read_text(errors='replace')
+            time.sleep(.1)
+        yield child, found
+    finally:
+        if child.poll() is None: os.killpg(child.pid, signal.SIGINT)
+        try: child.wait(20)
+        except subprocess.TimeoutExpired: os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def watched(context):
+    "A page, and a list of the errors in it."
+    page, wrong = context.new_page(), []
+    page.set_default_timeout(LONG)
+    page.on('pageerror', lambda e: wrong.append(str(e)))
+    return page, wrong
+
+
+FOUND = load_explorations(shipped('digits_exploration.safetensors'))['MEBQAT']
+WIDTHS = [2, 3, 4, 5, 6, 7, 8, FULL]
+
+
+# The explorer's figures by what they hold: the map with the chosen pair's frame around a cell, and the confusion matrix.
+SEEN = '''() => {
+    const all = [...document.querySelectorAll('.mebqat-panel .js-plotly-plot')].slice(0, 3).filter(d => d.data?.[0]?.type === 'heatmap');
+    const map = all.find(d => d.data.some(t => t.name === 'chosen pair')), confusion = all.find(d => d !== map);
+    if (!map || !confusion) return null;
+    const frame = map.data.find(t => t.name === 'chosen pair'), middle = v => Math.round((Math.min(...v.filter(Number.isFinite)) + Math.max(...v.filter(Number.isFinite)))/2);
+    const [x, y] = [middle([...frame.x]), middle([...frame.y])];
+    return {x, y, z: map.data[0].z[y][x], said: confusion.data[0].hovertext};
+}'''
+
+
+def shows(page, bits):
+    "Wait until the explorer frames a pair, and its map and confusion matrix hold what the library computes for it."
+    want = dict(x=WIDTHS.index(bits.a), y=WIDTHS.index(bits.w), z=FOUND.at(bits).accuracy, said=confusion_cells(FOUND.confusion(bits), FOUND.classes)['hovertext'])
+    try: page.wait_for_function(f'want => {{ const seen = ({SEEN})(); return seen && Object.keys(want).every(k => JSON.stringify(seen[k]) === JSON.stringify(want[k])) }}', arg=want)
+    except api.TimeoutError: assert page.evaluate(SEEN) == want
+
+
+def handle(page, name): return page.locator('.mebqat-panel').first.locator('.widget-slider', has_text=name).first.locator('.noUi-handle')
+
+
+def drag(page, knob, share):
+    "Drag a slider's knob to a share of its track, as a hand does."
+    knob.scroll_into_view_if_needed()
+    box, track = knob.bounding_box(), knob.locator('xpath=ancestor::*[contains(@class, "noUi-target")]').bounding_box()
+    page.mouse.move(box['x'] + box['width']/2, box['y'] + box['height']/2)
+    page.mouse.down()
+    page.mouse.move(track['x'] + share*track['width'], box['y'] + box['height']/2, steps=8)
+    page.mouse.up()
+
+
+@pytest.fixture(scope='module')
+def lab(browser, tmp_path_factory):
+    "JupyterLab as `mebqat lab` starts it, on the tour, every cell run; the page and its errors."
+    folder, port = tmp_path_factory.mktemp('lab'), free_port(None)
+    options = ('--no-browser', f'--IdentityProvider.token={TOKEN}', *(['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []))
+    with served(folder, 'lab', 'mine', '--port', port, *options, ready=rf'http://127\.0\.0\.1:{port}/lab/tree/{TOUR}\?token='):
+        page, wrong = watched(browser.new_context(viewport=dict(width=1300, height=1000)))
+        assert page.request.get(f'http://127.0.0.1:{port}/api/contents').status == 403
+        page.goto(f'http://127.0.0.1:{port}/?token={TOKEN}')
+        page.get_by_text('| Idle').wait_for()
+        page.get_by_role('menuitem', name='Run', exact=True).click()
+        page.get_by_text('Run All Cells', exact=True).click()
+        page.wait_for_function('() => [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].every(p => /\\d/.test(p.textContent))')
+        yield page, wrong
+        page.context.close()
+
+
+def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab):
+    page, wrong = lab
+    assert TOUR in page.url and page.locator('.jp-OutputArea', has_text='Traceback').count() == 0
+    shows(page, Bits(FULL, FULL))
+    drag(page, handle(page, 'weight bits'), 0)
+    shows(page, Bits(2, 8))
+    handle(page, 'activation bits').focus()
+    for bits in (Bits(2, 7), Bits(2, 6)):
+        page.keyboard.press('ArrowLeft')
+        shows(page, bits)
+    plot = page.locator('.mebqat-panel').first.locator('.js-plotly-plot').first
+    x, y = plot.evaluate('d => { const l = d._fullLayout, b = d.getBoundingClientRect(); return [b.left + l.xaxis._offset + l.xaxis.c2p(2), b.top + l.yaxis._offset + l.yaxis.c2p(4)] }')
+    page.mouse.click(x, y)
+    shows(page, Bits(6, 4))
+    assert wrong == []
+
+
+def test_a_panel_says_that_its_kernel_is_gone(lab):
+    page, wrong = lab
+    page.get_by_role('menuitem', name='Kernel', exact=True).click()
+    page.get_by_text('Shut Down Kernel', exact=True).click()
+    page.wait_for_function('said => getComputedStyle(document.querySelector(".mebqat-panel"), "::before").content.includes(said)', arg=GONE)
+    assert wrong == []
+
+
+def test_explore_serves_the_explorer_and_puts_everything_away(browser, tmp_path):
+    port = free_port(None)
+    with served(tmp_path, 'explore', 'digits_exploration', '--no-open', '--port', port, ready=r'http://\S+') as (child, found):
+        page, wrong = watched(browser.new_context(viewport=dict(width=1000, height=1000)))
+        assert '/login' in page.request.get(f'http://127.0.0.1:{port}/').url
+        page.goto(found[0])
+        shows(page, Bits(FULL, FULL))
+        handle(page, 'weight bits').focus()
+        page.keyboard.press('ArrowLeft')
+        shows(page, Bits(8, 8))
+        drag(page, handle(page, 'activation bits'), 0)
+        shows(page, Bits(8, 2))
+        assert wrong == [] and len(list((tmp_path/'tmp').glob('mebqat-*'))) == 1
+        page.context.close()
+        os.kill(child.pid, signal.SIGINT)
+        assert child.wait(60) == 0
+    assert not list((tmp_path/'tmp').glob('mebqat-*')) and not answers(port)
