@@ -375,7 +375,7 @@ def caveat(
     if len(both) < len({*s, *t}): said.append(f'The difference covers the {len(both)} pairs that both were measured at.')
     return ' '.join(said)
 
-
+# %% ../nbs/43_explorer.ipynb #6d2b08b6
 class ExplorerMoves(ExplorerParts):
     "What happens when a control moves."
     note = ''  # what must be said as long as the view stays
