@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CELLS', 'VEIL', 'FRONT', 'EDGE', 'CHOSEN', 'BEST', 'MESH', 'DOTS', 'PIN', 'NO_ANSWERS', 'VIEWS', 'surface_of',
            'methods_of', 'outline', 'map_figure', 'relief_figure', 'on_grid', 'accuracy_cells', 'difference_cells',
-           'SurfaceMap', 'confusion_cells', 'confusion_figure', 'name_axes', 'picture', 'thumbnail', 'changed_html',
-           'ladder', 'Budget', 'sentence', 'ExplorerParts', 'caveat', 'ExplorerMoves', 'costs_of', 'ExplorerAnswers',
-           'address', 'Visited', 'ExplorerFill', 'SurfaceExplorer']
+           'SurfaceMap', 'MarkedMap', 'confusion_cells', 'confusion_figure', 'name_axes', 'picture', 'thumbnail',
+           'changed_html', 'ladder', 'Budget', 'sentence', 'ExplorerParts', 'caveat', 'ExplorerMoves', 'costs_of',
+           'ExplorerAnswers', 'address', 'Visited', 'ExplorerFill', 'SurfaceExplorer']
 
 # %% ../nbs/43_explorer.ipynb #cdd75fc9
 import asyncio, base64, html, math
@@ -153,8 +153,8 @@ class SurfaceMap:
         self.figure, self.flat = moving(map_figure(self.w, self.a), displayModeBar=False)
         self.relief, self.solid = moving(relief_figure(self.w, self.a), displayModeBar=False)
         self.box = ipw.VBox([self.flat], layout=dict(flex='1 1 440px', min_width='320px', overflow='hidden'))
-        for trace in (self.figure.data[CELLS], self.relief.data[MESH], self.relief.data[DOTS]):
-            trace.on_click(lambda trace, points, state: points.xs and pick(self.at(points.xs[0], points.ys[0])))
+        clicked = lambda trace, points, state: points.xs and pick(self.at(points.xs[0], points.ys[0]))
+        for trace in (self.figure.data[CELLS], self.relief.data[MESH], self.relief.data[DOTS]): trace.on_click(clicked)
 
     def at(self, x:float, y:float) -> Bits: return Bits(self.w[round(float(y))], self.a[round(float(x))])
 
@@ -168,15 +168,18 @@ class SurfaceMap:
         self.figure.data[CELLS].update(layer)
         self.figure.layout.coloraxis.update(axis, overwrite=True)
         spots = [(self.a.index(b.a), self.w.index(b.w), p.accuracy, describe(b, p)) for b,p in points.items()]
-        x, y, z, said = map(list, zip(*spots))
+        x, y, z, said = zip(*spots)
         high, colors = accuracy_cells(points, self.w, self.a, stretch)
-        low, top = colors['cmin'], colors['cmax']
+        low, top = (colors[k] for k in ('cmin', 'cmax'))
         with self.relief.batch_update():
             self.relief.layout.coloraxis.update(cmin=low, cmax=top)
             self.relief.layout.scene.zaxis.update(range=[low, top], tickvals=[low + (top - low)*i/4 for i in range(5)], tickformat='.1%' if stretch else '.0%')
             self.relief.data[DOTS].update(x=x, y=y, z=z, hovertext=said, marker_color=z)
             self.relief.data[MESH].update(x=[*range(len(self.a))], y=[*range(len(self.w))], z=high['z'], hovertext=high['hovertext'])
 
+# %% ../nbs/43_explorer.ipynb #b64d2cf0
+class MarkedMap(SurfaceMap):
+    "A surface map with a frame, a veil, a front and a star."
     def mark(self,
         bits:Bits,         # The chosen pair
         height:float|None, # Its accuracy, where it was measured
@@ -325,7 +328,7 @@ def sentence(
         parts.append(f'{len(x.changed(bits, reference)):,} of {len(x):,} images answered otherwise than at {reference}')
     return f'{bits}: {", ".join(parts)}'
 
-# %% ../nbs/43_explorer.ipynb #b64d2cf0
+# %% ../nbs/43_explorer.ipynb #71c49e5d
 NO_ANSWERS = ('This surface holds accuracies but no answers of single images, so there is no confusion matrix and no list of changed images. '
               'Measure it with <code>explore</code>, or with <code>mebqat surface RUN</code>, to keep them.')
 VIEWS = [('heat map', 'cells'), ('3-D relief', 'relief'), ('difference', 'difference')]
@@ -340,7 +343,7 @@ class ExplorerParts(Panel):
         "Make every part and put it in its place."
         names, slim, wrap = [*self.methods], dict(width='auto', max_width='96%'), dict(flex_flow='row wrap', align_items='center', grid_gap='2px 14px')
         listed = lambda options, text, tip, **kw: ipw.Dropdown(options=options, description=text, tooltip=tip, style=dict(description_width='initial'), layout=slim, **kw)
-        self.picker, self.map = BitsPicker(self.space, value, not slow), SurfaceMap(self.space, self.guarded(self._clicked))
+        self.picker, self.map = BitsPicker(self.space, value, not slow), MarkedMap(self.space, self.guarded(self._clicked))
         self.method_list = listed(names, 'network', 'The network to look at')
         self.view = ipw.ToggleButtons(options=VIEWS if len(names) > 1 else VIEWS[:2], tooltip='What the map shows', style=dict(button_width='96px'))
         self.stretch = ipw.ToggleButton(description='stretch colours', tooltip='Colours from the lowest to the highest accuracy of this network, not from 0 to 100 %', layout=slim)

@@ -32,9 +32,7 @@ STYLE = f'''<style>
 .mebqat-panel .widget-label {{ min-width: max-content; }}
 .mebqat-panel :focus-visible {{ outline: 2px solid #0072b2; outline-offset: 2px; }}
 .mebqat-notice {{ border-left: 4px solid #d55e00; padding: 2px 10px; line-height: 1.5; }}
-.mebqat-panel.jupyter-widgets-disconnected::before, .jp-NotebookPanel:has(.jp-Notebook-ExecutionIndicator:is([data-status="unknown"], [data-status="dead"])) .mebqat-panel::before {{
-  content: "{GONE}"; display: block; border-left: 4px solid #d55e00; padding: 2px 10px; }}
-.mebqat-panel .mebqat-panel::before {{ content: none !important; }}
+.mebqat-panel.jupyter-widgets-disconnected::before {{ content: "{GONE}"; display: block; border-left: 4px solid #d55e00; padding: 2px 10px; }}
 </style>'''
 
 
@@ -324,7 +322,8 @@ class PolicyPicker(Panel):
         bits = value or Bits(*(ws[-1] for ws in self.widths))
         self.value = bits if isinstance(bits, Policy) else Policy.uniform(self.names, bits)
         self.total, (self.figure, shown) = ipw.HTML(), moving(policy_bars(self.cost, self.names), displayModeBar=False)
-        super().__init__(self.every, ipw.VBox([*self.rows.values()], layout=dict(max_height='330px', overflow='auto', display='block')), self.total, shown)
+        head = ipw.HBox([ipw.HTML(text, layout=place) for text,place in (('<b>layer</b>', NAME), ('', WIDE), ('<b>weights</b>', SLIM), ('<b>activ.</b>', SLIM), (right('<b>stores, computes</b>'), WIDE))], layout=ROW)
+        super().__init__(head, self.every, ipw.VBox([*self.rows.values()], layout=dict(max_height='330px', overflow='auto', display='block')), self.total, shown)
         self._show()
         self.observe(self.guarded(lambda change: self._show()), 'value')
         for row in (self.every, *self.rows.values()):
