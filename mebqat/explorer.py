@@ -97,7 +97,7 @@ def relief_figure(
     fig = go.Figure(go.Surface(coloraxis='coloraxis', hoverinfo='text', name='accuracy'))
     fig.add_scatter3d(mode='markers', hoverinfo='text', marker=dict(size=3.5, coloraxis='coloraxis', line=dict(width=1, color='#777')), showlegend=False)
     fig.add_scatter3d(mode='markers', marker=dict(size=9, symbol='diamond', color='#d55e00', line=dict(width=2, color='#000')), hoverinfo='skip', name='chosen pair')
-    view = scene(w, a) | dict(dragmode='orbit', camera_eye=dict(x=-1.5, y=-1.5, z=0.9))
+    view = scene(w, a) | dict(dragmode='orbit', camera_eye=dict(x=-1.7, y=-1.7, z=1.0))
     legend = dict(orientation='h', x=0, y=1.01, yanchor='bottom', itemclick=False, itemdoubleclick=False)
     return fig.update_layout(coloraxis=ACCURACY, height=430, margin=dict(l=0, r=10, t=34, b=0), scene=view, legend=legend, uirevision='relief')
 
