@@ -32,7 +32,9 @@ STYLE = f'''<style>
 .mebqat-panel .widget-label {{ min-width: max-content; }}
 .mebqat-panel :focus-visible {{ outline: 2px solid #0072b2; outline-offset: 2px; }}
 .mebqat-notice {{ border-left: 4px solid #d55e00; padding: 2px 10px; line-height: 1.5; }}
-.mebqat-panel.jupyter-widgets-disconnected::before {{ content: "{GONE}"; display: block; border-left: 4px solid #d55e00; padding: 2px 10px; }}
+.mebqat-panel.jupyter-widgets-disconnected::before, .jp-NotebookPanel:has(.jp-Notebook-ExecutionIndicator:is([data-status="unknown"], [data-status="dead"])) .mebqat-panel::before {{
+  content: "{GONE}"; display: block; border-left: 4px solid #d55e00; padding: 2px 10px; }}
+.mebqat-panel .mebqat-panel::before {{ content: none !important; }}
 </style>'''
 
 
