@@ -120,13 +120,24 @@ class _Picture(Watcher):
 # %% ../nbs/46_monitor.ipynb #fd83b016
 class _Background(Watcher):
     "A watcher that can start a training in a thread of its own."
-    result = _thread = None
+    result = _thread = _since = None
+
+    @property
+    def alone(self) -> bool: return bool(self._thread and self._thread.is_alive())
+
+    def facts(self) -> Iterator[str]: # For the line beside the button
+        "Where the training is, and how to stop one that a cell waits for."
+        if self.trail.pairs:
+            (step, loss), (began, first) = self.trail.pairs[-1], self._since
+            yield from (f'step {step:,} of {self.steps:,}', f'loss {loss:.3g}')
+            if self.state == 'running' and step > first: yield f'about {(time.monotonic() - began)/(step - first)*(self.steps - step):,.0f} s to go'
+        if self.state == 'running' and not self.alone: yield "a cell waits for this training: to stop and save, interrupt the kernel (■)"
 
     def run(self,
         train:Callable, # `train(on_row, stop)`, such as `lambda on_row, stop: train_run(spec, out, on_row=on_row, stop=stop)`
     ):
         "Train in a background thread and return at once; ValueError while another training is under way."
-        if self.state == 'running' or self._thread and self._thread.is_alive(): raise ValueError('a training is under way in this monitor; stop it first, or make another monitor')
+        if self.state == 'running' or self.alone: raise ValueError('a training is under way in this monitor; stop it first, or make another monitor')
         def work():
             with suppress(BaseException), self.watching(): self.result = train(self, self.stop)  # the panel shows an error, and wait raises it
         self.result, self._thread = None, threading.Thread(target=work, name='mebqat-training', daemon=True)
@@ -137,7 +148,7 @@ class _Background(Watcher):
     ):                           # What `train` returned
         "Wait for a training in the background; its own error, or TimeoutError, if there is one."
         if self._thread: self._thread.join(seconds)
-        if self._thread and self._thread.is_alive(): raise TimeoutError(f'the training is still under way after {seconds} s')
+        if self.alone: raise TimeoutError(f'the training is still under way after {seconds} s')
         if self.error is not None: raise self.error
         return self.result
 
@@ -151,7 +162,7 @@ class TrainingMonitor(Panel, _Picture, _Background):
         seconds:float=0.25, # Least time between two drawings
     ):
         Watcher.__init__(self)
-        self.title, self.seconds, self._drawn, self._since = title, seconds, 0., None
+        self.title, self.seconds, self._drawn = title, seconds, 0.
         self.button = ipw.Button(description='Stop and save', icon='stop', tooltip='Finish the step under way, save a checkpoint, stop', layout=dict(width='auto'))
         self.status, (self.figure, shown) = ipw.HTML(), moving(self.bake())
         super().__init__(ipw.HBox([self.button, self.status], layout=dict(flex_flow='row wrap', align_items='center')), shown)
@@ -185,10 +196,4 @@ class TrainingMonitor(Panel, _Picture, _Background):
         stopping = self.asked.is_set() and self.value == 'running'
         self.button.disabled = stopping or self.value != 'running'
         self.button.description = 'Stopping ...' if stopping else 'Stop and save'
-        self.status.value = f'<span style="margin-left: 10px">{" · ".join([f"<b>{self.value}</b>", *self._facts()])}</span>'
-
-    def _facts(self):
-        if not self.trail.pairs: return
-        (step, loss), (began, first) = self.trail.pairs[-1], self._since
-        yield from (f'step {step:,} of {self.steps:,}', f'loss {loss:.3g}')
-        if self.value == 'running' and step > first: yield f'about {(time.monotonic() - began)/(step - first)*(self.steps - step):,.0f} s to go'
+        self.status.value = f'<span style="margin-left: 10px">{" · ".join([f"<b>{self.value}</b>", *self.facts()])}</span>'
