@@ -230,6 +230,7 @@ def train_few(
     on_row:Callable|None=None, # `on_row(history)` after each validation
     compile:bool|None=None,    # Compile the quantizers first? None does so for long runs on a CPU
     device:str='cpu',          # `cpu`, `cuda` or another torch device
+    stop:Callable|None=None,   # `stop() -> bool`, asked after each step: yes saves and raises `Interrupted`
 ) -> 'FewRun':                 # The trained run
     "Train a few-shot run into its folder; everything that can be refused is refused before any work."
     train, val = (few_pool(spec, s) for s in ('train', 'val'))
@@ -242,7 +243,7 @@ def train_few(
     claim(out, spec)
     if compile is None: compile = device == 'cpu' and spec.steps*spec.n_tasks*spec.n_way > 100_000
     if compile: compile_kernels()
-    history = fit(model, method, episodes, config, out, resume, _validator(spec, checks), on_row, desc=f'{spec.method} {Path(spec.data).name}')
+    history = fit(model, method, episodes, config, out, resume, _validator(spec, checks), on_row, f'{spec.method} {Path(spec.data).name}', stop=stop)
     model.to('cpu')
     if not spec.over_bits and spec.bits == '' and spec.calibrate: model = _recalibrated(spec, model, train)
     signed = {n: m.signed for n,m in bit_layers(model).items()}
