@@ -39,7 +39,8 @@ def served(folder, *command, ready):
     (folder/'tmp').mkdir(exist_ok=True)
     (quiet/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
     with open(folder/'log', 'wb') as log:
-        child = subprocess.Popen([sys.executable, '-m', 'mebqat.cli', *map(str, command)], cwd=folder, env=os.environ | own | {'TMPDIR': str(folder/'tmp')}, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen([sys.executable, '-m', 'mebqat.cli', *map(str, command)], cwd=folder, env=os.environ | own | {'TMPDIR': str(folder/'tmp')}, stdout=log, stderr=log, start_new_session=True,
+                                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a suite started in the background hears no Ctrl-C, and its children neither
     try:
         end = time.monotonic() + LONG/1000
         while not (found := re.search(ready, (folder/'log').read_text(errors='replace'))):
@@ -49,7 +50,10 @@ def served(folder, *command, ready):
     finally:
         if child.poll() is None: os.killpg(child.pid, signal.SIGINT)
         try: child.wait(20)
-        except subprocess.TimeoutExpired: os.killpg(child.pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGTERM)
+            try: child.wait(20)
+            except subprocess.TimeoutExpired: os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 
 
