@@ -294,7 +294,7 @@ def test_the_baked_twin_moves_without_a_network(ready, page, tmp_path):
     assert texts() == said(LOW)
     rail = page.locator('.slider-rail-touch-rect').bounding_box()
     page.mouse.click(rail['x'] + rail['width'] - 8, rail['y'] + rail['height']/2)
-    page.wait_for_function("document.querySelector('.js-plotly-plot').layout.title.text.includes('<b>FP')")
+    page.wait_for_function("() => document.querySelector('.js-plotly-plot').layout.title.text.includes('<b>FP')")
     assert texts() == said(FP)
     xs = page.evaluate("[...document.querySelector('.js-plotly-plot').data[9].x]")
     assert np.allclose(xs, play.scene.rest[:, 0], atol=1e-3) and not failed
@@ -306,7 +306,7 @@ def test_the_pad_draws_by_mouse_and_by_keyboard(page, tmp_path):
         window.model = {{ strokes: [], sent: 0, get: k => model[k], set: (k, v) => {{ model[k] = v }}, save_changes: () => {{ model.sent++ }}, on: (e, f) => {{ model.changed = f }} }}
         render({{ model, el: document.getElementById('el') }}); window.up = true</script>''')
     page.goto(file.as_uri(), wait_until='commit')
-    page.wait_for_function('window.up')
+    page.wait_for_function('() => window.up')
     strokes, pad = lambda: page.evaluate('model.strokes'), page.locator('canvas')
     box = pad.bounding_box()
     page.mouse.move(box['x'] + 40, box['y'] + 40)

@@ -225,8 +225,8 @@ def test_baked_slider_and_buttons_change_the_picture_offline(baked, chromium):
         drawn = lambda: view.evaluate('document.querySelector(".plot .scatterlayer .trace:nth-child(2) path.js-line").getAttribute("d")')
         bits = lambda: view.evaluate('document.querySelector(".plot").layout.sliders[0].active') + 1
         def shows(b, name='lsq', group=0):
-            view.wait_for_function(f'document.querySelector(".plot")._fullData[{group*10 + 9}].x[0] === {b}')
-            view.wait_for_function(f'document.querySelector(".plot").layout.sliders[0].active === {b - 1}')
+            view.wait_for_function(f'() => document.querySelector(".plot")._fullData[{group*10 + 9}].x[0] === {b}')
+            view.wait_for_function(f'() => document.querySelector(".plot").layout.sliders[0].active === {b - 1}')
             got = levels(group)
             assert [v for v in expected[b, name].tolist() if min(abs(v - g) for g in got) > 1e-3*expected[b, name].max()] == []
         shows(2)
@@ -243,7 +243,7 @@ def test_baked_slider_and_buttons_change_the_picture_offline(baked, chromium):
         view.mouse.click(track['x'] + track['width']*3/7, track['y'] + track['height']/2)
         shows(4)
         view.get_by_text('PACT', exact=True).click()
-        view.wait_for_function('document.querySelector(".plot")._fullData[40].visible === true && document.querySelector(".plot")._fullData[0].visible === false')
+        view.wait_for_function('() => document.querySelector(".plot")._fullData[40].visible === true && document.querySelector(".plot")._fullData[0].visible === false')
         shows(4, 'pact', 4)
         assert view.evaluate('document.documentElement.scrollWidth') <= 1000 and wrong == []
         browser.close()
