@@ -9,7 +9,7 @@ __all__ = ['FEW_SHOT_METHODS', 'DESIGNS', 'FewShotOptions', 'FewShotSpec', 'few_
 # %% ../nbs/36_fewruns.ipynb #65e78998
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import __version__
 from .adapt import adaptable, learn_rates
 from .bits import BitSpace
-from .data import Pool, jitter, load
+from .data import Pool, few_shot_name, jitter, load
 from .episodes import Episodes
 from .episodic import EpisodeScores, sweep_episodes
 from .fewshot import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn
@@ -112,12 +112,15 @@ class FewShotSpec(FewShotOptions):
 def few_pool(
     spec:FewShotSpec,    # A run
     split:str='train',   # `train`, `val` or `test`
-    data:str|None=None,  # The same data elsewhere
+    data:str|None=None,  # The same data elsewhere, or another data set's name
 ) -> Pool:               # Images of that split's classes
-    "A run's images."
-    file = spec.split_file
+    "A run's images, or another set's in the same form."
+    own = data in (None, spec.data) or Path(data).exists()
+    file = spec.split_file if own else ''
     if file and not Path(file).is_file() and (there := Path(os.environ.get('MEBQAT_DATA', '.'))/file).is_file(): file = str(there)
-    return load(data or spec.data, split, size=spec.size, by='classes', split_file=file or None, n_classes=spec.glyph_classes)
+    pool = load(data or spec.data, split, size=spec.size, by='classes', split_file=file or None, n_classes=spec.glyph_classes)
+    if own or not few_shot_name(spec.data): return pool
+    return replace(pool, mean=(0.,)*pool.images.shape[1], std=(1.,)*pool.images.shape[1])
 
 
 def few_method(

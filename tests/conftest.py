@@ -48,5 +48,15 @@ def data_root():
 @pytest.fixture(scope='session')
 def chromium():
     "Path of a Chromium-like browser."
-    found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    return found or pytest.skip('no chromium here; on Debian: apt-get install chromium')
+    found = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    return found or pytest.skip('no chromium here; on Debian: apt-get install chromium, elsewhere set CHROMIUM to its path')
+
+
+@pytest.fixture(scope='module')
+def browser(chromium):
+    "A headless browser, closed with the module: its event loop would be in the way of others."
+    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    with api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield b
+        b.close()

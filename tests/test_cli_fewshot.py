@@ -216,3 +216,10 @@ def test_the_demo_makes_its_page(tmp_path):
     assert done.stdout.count('±') == 20 and 'W8A8' in done.stdout and page.count('class="plot"') == 2
     backs = {m: open_few(tmp_path/'demo'/'runs'/m).spec for m in commands.TITLES}
     assert backs['mebqat-pn'].steps*backs['mebqat-pn'].n_tasks == backs['pn-qat'].steps*backs['pn-qat'].n_tasks
+
+
+def test_the_shipped_network_runs_on_characters_that_need_no_download(tmp_path, monkeypatch):
+    monkeypatch.setenv('MEBQAT_DATA', str(tmp_path))
+    done = good('surface', 'omniglot_mebqat_pn', '--data', 'glyphs', '--n-way', 20, '--episodes', 20, '--bits', 'W2A2 FP', '--out', tmp_path/'out')
+    seen = Surface.load(tmp_path/'out'/'surface.json')
+    assert seen.meta['data'] == 'glyphs' and seen.at(Bits.parse('W2A2')).accuracy > .9 and seen.at(Bits.parse('FP')).accuracy > .95, done.stderr

@@ -34,41 +34,41 @@ def network(seed=0, scheme=None, **kwargs):
 
 
 @pytest.fixture(scope='module')
-def test_digits(): return load('digits', 'test').take(slice(0, 120))
+def some_digits(): return load('digits', 'test').take(slice(0, 120))
 
 
 @pytest.fixture(scope='module')
-def seen(test_digits): return explore(network(), test_digits, SPACE, title='untrained', meta={'method': 'none'}, most=50)
+def seen(some_digits): return explore(network(), some_digits, SPACE, title='untrained', meta={'method': 'none'}, most=50)
 
 
 @pytest.fixture(scope='module')
 def digits(): return load_explorations(shipped('digits_exploration.safetensors'))
 
 
-def test_exploring_is_sweeping(seen, test_digits):
+def test_exploring_is_sweeping(seen, some_digits):
     told = []
-    again = explore(network(), test_digits, SPACE, title='untrained', meta={'method': 'none'}, most=50, on_point=lambda b, p: told.append((b, p)), batch_size=7)
-    assert seen.surface == sweep(network(), test_digits, SPACE, title='untrained', meta={'method': 'none'})
+    again = explore(network(), some_digits, SPACE, title='untrained', meta={'method': 'none'}, most=50, on_point=lambda b, p: told.append((b, p)), batch_size=7)
+    assert seen.surface == sweep(network(), some_digits, SPACE, title='untrained', meta={'method': 'none'})
     assert [b for b,_ in told] == list(SPACE) and told[2][1] == again.at(Bits(4, 4))
     assert (seen.title, seen.meta['method'], seen.meta['images'], len(seen)) == ('untrained', 'none', 120, 120)
 
 
-def test_answers_are_the_networks_own(seen, test_digits):
+def test_answers_are_the_networks_own(seen, some_digits):
     "Image by image, in plain code that shares nothing with the module but the order."
     order = torch.cat([i for _, i in batches_of((torch.zeros(120), torch.arange(120)))])
-    x, y = test_digits.batch(order)
+    x, y = some_digits.batch(order)
     model = network()
-    assert torch.equal(seen.labels.long(), y) and torch.equal(seen.images, test_digits.images[order[:50]])
+    assert torch.equal(seen.labels.long(), y) and torch.equal(seen.images, some_digits.images[order[:50]])
     for bits in SPACE:
         with use_bits(model, bits), torch.no_grad(): p = torch.cat([model(i[None]) for i in x]).softmax(1)
         assert (p.argmax(1) == seen.answers[bits].long()).float().mean() > .98
         assert ((p.amax(1)*255 - seen.confidence[bits]).abs() < 1).float().mean() > .98
 
 
-def test_replies_and_answers_agree(test_digits):
+def test_replies_and_answers_agree(some_digits):
     model = network()
-    predicted, confidence, labels, loss = replies(model, test_digits)
-    right, same = answers(model, test_digits)
+    predicted, confidence, labels, loss = replies(model, some_digits)
+    right, same = answers(model, some_digits)
     assert torch.equal(predicted == labels, right) and loss == same and ((confidence >= .1) & (confidence <= 1)).all()
 
 
@@ -137,11 +137,11 @@ def test_thumbnails_are_small_and_in_colour_or_grey():
     with pytest.raises(ValueError, match='most must be 1'): thumbnails((plain, torch.zeros(4)), 0)
 
 
-def test_nothing_is_measured_when_it_cannot_be(test_digits):
+def test_nothing_is_measured_when_it_cannot_be(some_digits):
     points = []
-    with pytest.raises(ValueError, match='W2A2'): explore(network(), test_digits, BitSpace([FP, Bits(1, 1)]), on_point=lambda *p: points.append(p))
-    with pytest.raises(ValueError, match='most'): explore(network(), test_digits, SPACE, most=0, on_point=lambda *p: points.append(p))
-    with pytest.raises(ValueError, match='no quantized layers'): explore(small_cnn(image_size=8), test_digits, SPACE)
+    with pytest.raises(ValueError, match='W2A2'): explore(network(), some_digits, BitSpace([FP, Bits(1, 1)]), on_point=lambda *p: points.append(p))
+    with pytest.raises(ValueError, match='most'): explore(network(), some_digits, SPACE, most=0, on_point=lambda *p: points.append(p))
+    with pytest.raises(ValueError, match='no quantized layers'): explore(small_cnn(image_size=8), some_digits, SPACE)
     with pytest.raises(ValueError, match='no images'): explore(network(), (torch.zeros(0, 1, 8, 8), torch.zeros(0)), SPACE)
     assert not points
 
@@ -169,8 +169,8 @@ def test_a_file_gives_back_what_it_got(seen, tmp_path):
     assert sorted(tensors) == ['0.answers', '0.confidence', '1.answers', '1.confidence', 'images', 'labels']
 
 
-def test_what_cannot_be_saved_leaves_nothing(seen, test_digits, tmp_path, monkeypatch):
-    other = explore(network(), test_digits.take(slice(0, 60)), SPACE)
+def test_what_cannot_be_saved_leaves_nothing(seen, some_digits, tmp_path, monkeypatch):
+    other = explore(network(), some_digits.take(slice(0, 60)), SPACE)
     for bad, word in (({}, 'no exploration'), ({'a': seen, 'b': other}, "'b' was explored on other images than 'a'"), ({'a': seen.surface}, "'a' is no Exploration but Surface")):
         with pytest.raises(ValueError, match=word): save_explorations(tmp_path/'x', bad)
     (tmp_path/'x').write_text('old')
@@ -251,15 +251,6 @@ def test_page_names_no_address(digits):
     own = text.replace(get_plotlyjs(), '')
     assert '://' not in own and ' src=' not in own and '<link' not in own and 'eval(' not in own and 'Function(' not in own
     assert '<title>A &lt;title&gt;</title>' in own and 'A &lt;/script&gt; &amp; more' in own and own.index('<p>below</p>') > own.index('id="protocol"')
-
-
-@pytest.fixture(scope='module')
-def browser(chromium):
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    with api.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        yield b
-        b.close()
 
 
 @pytest.fixture(scope='module')

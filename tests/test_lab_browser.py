@@ -18,14 +18,6 @@ LONG = 120_000  # a loaded machine takes its time; nothing here waits longer tha
 TOKEN = 'a-token-of-this-test'
 
 
-@pytest.fixture(scope='module')
-def browser(chromium):
-    with api.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        yield b
-        b.close()
-
-
 def answers(port):
     with socket.socket() as s: return s.connect_ex(('127.0.0.1', port)) == 0
 

@@ -1,7 +1,6 @@
 "Pages and figures: one file that opens without a network and shows what the surfaces hold."
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -119,17 +118,6 @@ def test_a_page_cannot_go_where_no_folder_is(tmp_path):
     with pytest.raises(NotADirectoryError, match='file/p.html'): write_page(tmp_path/'file'/'p.html', 'x', [])
     with pytest.raises(ValueError, match='got dict'): write_page(tmp_path/'p.html', 'x', [{}])
     assert os.listdir(tmp_path) == ['file']
-
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    path = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if path is None: pytest.skip('no chromium here; set CHROMIUM to its path')
-    with api.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=path, args=['--no-sandbox'])
-        yield b
-        b.close()
 
 
 @pytest.fixture(scope='module')

@@ -21,7 +21,6 @@ from mebqat.layers import quantize
 from mebqat.models import cnn5
 from mebqat.quantizers import LSQ
 
-api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
 pytest.importorskip('anywidget', reason="anywidget is not installed; get it with: pip install 'mebqat[lab]'")
 from mebqat.playground import LETTERS, PAD, CharacterPad, FewShotPlayground, Plane, Verdict
 
@@ -269,13 +268,10 @@ def test_controls_have_names_and_help(play):
 
 
 @pytest.fixture(scope='module')
-def page(chromium):
-    with api.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        page = b.new_page(viewport=dict(width=1000, height=1000))
-        page.set_default_timeout(240_000)
-        yield page
-        b.close()
+def page(browser):
+    page = browser.new_page(viewport=dict(width=1000, height=1000))
+    page.set_default_timeout(240_000)
+    return page
 
 
 def test_the_baked_twin_moves_without_a_network(ready, page, tmp_path):

@@ -142,15 +142,6 @@ def test_commands_exist(page):
         elif words[:1] == ['make'] and len(words) > 1: assert words[1] in targets, line
 
 
-@pytest.fixture(scope='module')
-def browser(chromium):
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    with api.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        yield b
-        b.close()
-
-
 @pytest.fixture
 def visit(browser, site):
     "Open pages offline; `wrong` collects everything that went wrong and every request that is not for a file."

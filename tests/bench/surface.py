@@ -9,7 +9,7 @@ NAIVE = len(sys.argv) > 1 and sys.argv[1] == 'naive'
 torch.set_num_threads(1)
 torch.manual_seed(0)
 
-from mebqat.bits import Bits, BitSpace
+from mebqat.bits import BitSpace
 from mebqat.layers import quantize, use_bits
 from mebqat.models import cnn4
 from mebqat.quantizers import LSQ

@@ -9,7 +9,6 @@ Stopped runs are continued, finished ones kept. --schemes splits the work over p
 import argparse
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from mebqat.data import load
 from mebqat.evaluate import answers, sweep
 from mebqat.methods import FP
 from mebqat.runs import RunSpec, method_of, open_run, train_run
-from mebqat.surface import Surface, wilson
+from mebqat.surface import wilson
 
 DIAGONAL = BitSpace([Bits(b, b) for b in (2, 3, 4, 6, 8)] + [FP])
 WIDE = BitSpace([*BitSpace.grid((2, 3, 4, 8), (2, 3, 4, 8)), Bits(6, 6), FP])
