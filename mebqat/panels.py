@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import wraps
 from importlib.util import find_spec
+from uuid import uuid4
 
 import ipywidgets as ipw
 import plotly.graph_objects as go
@@ -50,18 +51,30 @@ def any_theme(
 # %% ../nbs/41_panels.ipynb #4ce5a52a
 MODULE = '''
 const load = code => globalThis.mebqatPlotly ??= import(URL.createObjectURL(new Blob([code], {type: "text/javascript"})));
+const turn = () => globalThis.mebqatTurn = (globalThis.mebqatTurn ?? Promise.resolve()).then(() => new Promise(next => setTimeout(next)));
+const hear = async (model, ready) => {
+  const own = await model.widget_manager.get_model(model.get("_own")), handle = Object.getPrototypeOf(Object.getPrototypeOf(own))._handle_comm_msg;
+  own.comm?.on_msg(async message => { await ready; return handle.call(own, message); });
+};
 export default () => {
-  let figure, heard = [];
+  let figure, heard = [], told = new Set();
   const begin = async model => {
     const library = await model.widget_manager.get_model(model.get("_library").slice("IPY_MODEL_".length));
     const own = (await load(library.get("value"))).default();
-    own.initialize({model: {...model, on: (name, call) => { model.on(name, call); heard.push(() => model.off(name, call)); }}});
+    own.initialize({model: {...model,
+      on: (name, call) => { model.on(name, call); heard.push(() => model.off(name, call)); },
+      set: (name, value) => { if (!/Deltas?$/.test(name) || !told.has(name)) { told.add(name); model.set(name, value); } },
+    }});
     return own;
   };
   return {
-    initialize({model}) { figure = begin(model); },
+    initialize({model}) { figure = begin(model); hear(model, figure); },
     async render({model, el}) {
-      const own = await figure, before = heard.length, leave = own.render({model, el}), added = heard.slice(before);
+      const own = await figure;
+      await turn();
+      const before = heard.length;
+      told.clear();
+      const leave = own.render({model, el}), added = heard.slice(before);
       let width = 0;
       const watch = new ResizeObserver(() => {
         if (el.clientWidth !== width) { width = el.clientWidth; window.dispatchEvent(new Event("resize")); }
@@ -87,6 +100,7 @@ class LiveFigure(go.FigureWidget):
     "A FigureWidget that the browser hears of when it is whole."
     _esm, _whole, _told = MODULE, False, None
     _library = traitlets.Instance(ipw.Label).tag(sync=True, **ipw.widget_serialization)
+    _own = traitlets.Unicode().tag(sync=True)
 
     def __init__(self,
         fig:go.Figure,         # Figure to show
@@ -98,7 +112,9 @@ class LiveFigure(go.FigureWidget):
         self.observe(self._drawn, '_js2py_traceDeltas')
 
     def open(self):
-        if self._whole: super().open()
+        if not self._whole or self.comm is not None: return
+        self._own = self._model_id = uuid4().hex
+        super().open()
 
     def get_state(self, key=None, drop_defaults=False):
         state = super().get_state(key, drop_defaults)

@@ -13,7 +13,7 @@ from mebqat import panels
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.data import shipped
 from mebqat.exploration import load_explorations
-from mebqat.explorer import BEST, CELLS, CHOSEN, FRONT, MESH, PIN, VEIL, SurfaceExplorer, confusion_cells, ladder, outline, picture
+from mebqat.explorer import BEST, CELLS, FRONT, MESH, PIN, VEIL, SurfaceExplorer, confusion_cells, frame, ladder, outline, picture
 from mebqat.panels import MIXED, LiveFigure, PolicyPicker
 from mebqat.surface import Point, Surface
 
@@ -31,7 +31,7 @@ def explorer(digits): return SurfaceExplorer(digits, Bits(4, 4))
 def cell(explorer, bits, layer=CELLS): return explorer.figure.data[layer].z[explorer.map.w.index(bits.w)][explorer.map.a.index(bits.a)]
 
 
-def framed(explorer): return {k: list(getattr(explorer.figure.data[CHOSEN], k)) for k in 'xy'}
+def framed(explorer): return [s.to_plotly_json() for s in explorer.figure.layout.shapes]
 
 
 def click(trace, x, y):
@@ -44,8 +44,12 @@ def test_every_part_follows_the_pair(explorer, digits, bits):
     explorer.value, x = bits, digits['MEBQAT']
     p = x.at(bits)
     assert (explorer.picker.w.value, explorer.picker.a.value) == (bits.w, bits.a)
-    assert framed(explorer) == outline([bits], explorer.map.w, explorer.map.a, 0.05)
+    assert framed(explorer) == frame(explorer.map.a.index(bits.a), explorer.map.w.index(bits.w))
+    explorer.view.value = 'relief'
     assert explorer.map.relief.data[PIN].z == (p.accuracy,)
+    explorer.value = Bits(4, 4)
+    assert explorer.map.relief.data[PIN].z == (x.at(Bits(4, 4)).accuracy,)
+    explorer.view.value, explorer.value = 'cells', bits
     assert f'{bits}: {100*p.accuracy:.1f} % ({100*p.low:.1f} to {100*p.high:.1f})' in explorer.readout.value
     want = confusion_cells(x.confusion(bits), [*x.classes])
     assert [list(r) for r in explorer.confusion.data[0].z] == want['z'] and [list(r) for r in explorer.confusion.data[0].text] == want['text']
@@ -272,7 +276,7 @@ def test_without_anywidget_it_still_says_what_to_install(digits, monkeypatch):
     explorer = SurfaceExplorer(digits)
     explorer.value = Bits(2, 3)
     assert not isinstance(explorer.figure, LiveFigure) and isinstance(explorer.figure, go.Figure)
-    assert "pip install 'mebqat[lab]'" in explorer.map.flat.value and framed(explorer) == outline([Bits(2, 3)], explorer.map.w, explorer.map.a, 0.05)
+    assert "pip install 'mebqat[lab]'" in explorer.map.flat.value and framed(explorer) == frame(1, 0)
 
 
 def test_ladders_hold_costs_that_exist_and_end_without_a_limit():

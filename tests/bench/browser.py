@@ -13,10 +13,10 @@ from mebqat.bits import FULL, Bits
 BUDGET = 100  # ms, for a precomputed view
 # Time from the key that moves the slider to plotly's word that the map is drawn with its frame at the new place, and one frame on screen.
 WATCH = '''() => {
-    const map = [...document.querySelectorAll('.mebqat-panel .js-plotly-plot')].find(d => d.data[0].type === 'heatmap' && d.data.some(t => t.name === 'chosen pair'));
+    const map = [...document.querySelectorAll('.mebqat-panel .js-plotly-plot')].find(d => d.data[0].type === 'heatmap' && d.layout.shapes?.length);
     window.times = [];
     let asked = 0, before = null;
-    const place = () => JSON.stringify(map.data.filter(t => t.name === 'chosen pair').map(t => [[...t.x], [...t.y]]));
+    const place = () => JSON.stringify(map.layout.shapes);
     document.addEventListener('keydown', () => { asked = performance.now(); before = place(); }, true);
     map.on('plotly_afterplot', () => { if (asked && place() !== before) { const start = asked; asked = 0; requestAnimationFrame(() => window.times.push(performance.now() - start)); } });
 }'''
