@@ -17,7 +17,7 @@ from mebqat.evaluate import batches_of, fitness, score, sweep
 from mebqat.layers import bit_layers, bits_of, describe, quantize, reestimate_bn, use_bits
 from mebqat.metaquantnet import (WIDTHS, GeneratedWeight, PolicySampler, at_policy, export_weights, generate, generator_size, generators,
                                  metaquantnet, policies_of, tilted)
-from mebqat.methods import FP, float_training
+from mebqat.methods import FP, float_training, qat
 from mebqat.models import resnet20, small_cnn
 from mebqat.quantizers import LSQ, SAT, DoReFa
 from mebqat.train import Batches, TrainConfig, fit, load_whole, save_whole
@@ -231,6 +231,14 @@ def test_loss_and_sandwich_against_separate_passes():
     for n,g in got.items(): assert_close(g, sum(each[n] for each in grads)/3, atol=1e-5, rtol=1e-4)
     alone = step(model, metaquantnet(sampler, net, labels=False), seed=5)
     with use_bits(model, alone.pairs[0]), torch.no_grad(): assert_close(alone.loss, F.cross_entropy(model(x), net(x).softmax(1)).item())
+
+
+def test_labels_alone_at_one_policy_are_plain_qat():
+    policy = Policy.uniform(['block2.conv', 'block4.conv'], Bits(2, 4))
+    a, b = shaken(generate(plain())), shaken(generate(plain()))
+    assert step(a, at_policy(policy)).loss == step(b, qat(policy)).loss
+    pairs = list(zip(a.parameters(), b.parameters()))
+    assert all(p.grad.equal(q.grad) if p.grad is not None else q.grad is None for p,q in pairs) and any(p.grad is not None for p,_ in pairs)
 
 
 def test_no_gradient_is_larger_than_the_clamp():
