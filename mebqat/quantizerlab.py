@@ -425,7 +425,10 @@ class LabControls(Panel):
         except ValueError as e: raise traitlets.TraitError(str(e)) from None
 
     def _turned(self, name, new):
-        if self._busy or name in SIZES.values() and abs(math.log10(new/notch(self.knobs[name], getattr(self.value, name)))) < .2*self.knobs[name].step: return
+        if self._busy: return
+        if name in SIZES.values():
+            size = getattr(self.value, name)  # None where the scheme has another knob: then the browser moved it, not the reader
+            if size is None or abs(math.log10(new/notch(self.knobs[name], size))) < .2*self.knobs[name].step: return
         if name in ('step', 'clip', 'start'):
             with self.quiet() as knobs: knobs['follow'].value = False
         if name == 'source': name, new = 'text', self.knobs['text'].value if new == TYPED else new

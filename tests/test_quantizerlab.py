@@ -158,6 +158,14 @@ def test_odd_tensors_have_a_picture(x):
         assert torch.isfinite(torch.tensor(lab.figure.data[1].y)).all()
 
 
+@pytest.mark.parametrize('scheme, hidden', [('lsq', 'clip'), ('pact', 'step'), ('sat weight', 'clip')])
+def test_a_knob_out_of_sight_says_nothing(scheme, hidden):
+    lab = QuantizerLab(ACTS, Setting(scheme, 4))
+    before = lab.value
+    lab.knobs[hidden].value *= 1.1  # a browser puts a slider on its next notch
+    assert lab.message == '' and lab.value == before
+
+
 def test_ties_fall_as_in_the_kernel():
     x = torch.arange(-16, 17)/4.
     for s in (Setting('lsq', 3, step=.5, signed=True), Setting('pact', 3, clip=2., signed=True), Setting('dorefa weight', 1), Setting('sat weight', 2)):
