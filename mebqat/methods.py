@@ -71,7 +71,7 @@ class Step:
 class Bitwidths:
     "Training over bitwidths: `method(model, (x, y), generator)` leaves the step's gradient in `.grad`."
     name: str                      # As results call it
-    fixed: tuple[Bits, ...] = ()   # Pairs of every step, in this order
+    fixed: tuple[Bits|Policy, ...] = () # Pairs of every step, in this order; a policy only by itself
     space: BitSpace|None = None    # Where random pairs come from
     n_random: int = 0              # Random pairs per step
     teacher: str = 'none'          # `none`, `full` (the FP task) or `previous` (the task before)
@@ -125,10 +125,10 @@ def float_training() -> Bitwidths: # The method
 
 
 def qat(
-    bits:Bits, # The one pair
+    bits:Bits|Policy, # The one pair, or a pair per layer
 ) -> Bitwidths: # The method
-    "Dedicated quantization-aware training at one pair."
-    return Bitwidths(f'qat-{bits}', (bits,))
+    "Dedicated quantization-aware training at one setting."
+    return Bitwidths(f'qat-{bits}' if isinstance(bits, Bits) else 'qat-policy', (bits,))
 
 
 def adabits(

@@ -198,11 +198,11 @@ def frontier(
 # %% ../nbs/40_plots.ipynb #aed15de6
 def metrics(
     history:pd.DataFrame, # A training history
-) -> dict[str, list[str]]: # Panel to columns: `loss` first, then `accuracy`, then every other metric by itself
+) -> dict[str, list[str]]: # Panel to columns: `loss` first, then `accuracy`, then bitwidths (`... bits`) together, every other metric by itself
     "Sort the numeric columns of a history by what they measure."
     panels = {'loss': [], 'accuracy': []}
     for k in history.select_dtypes('number'):
-        kind = next((word for word in panels if word[:4] in k.lower() or word[:3] == k.lower()[-3:]), 'accuracy' if k.startswith('val ') else k)
+        kind = next((word for word in panels if word[:4] in k.lower() or word[:3] == k.lower()[-3:]), 'accuracy' if k.startswith('val ') else 'bits' if k.endswith(' bits') else k)
         if k not in ('step', 'epoch') and history[k].notna().any(): panels.setdefault(kind, []).append(k)
     return {k: v for k,v in panels.items() if v}
 

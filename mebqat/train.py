@@ -144,7 +144,7 @@ def _unpack(tensors, model, optimizer):
 
 # %% ../nbs/22_train.ipynb #fd83b611
 class History:
-    "Rows of a run: step, loss, accuracy, learning rate, seconds, and what the validation returned."
+    "Rows of a run: step, loss, accuracy, learning rate, seconds, and what method and validation report."
     def __init__(self,
         rows:list[dict]=(), # Rows so far
     ):
@@ -165,7 +165,7 @@ class History:
         frame = self.to_frame()
         fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
         fig.add_scatter(x=frame.step, y=frame.loss, name='training loss', mode='lines+markers', row=1, col=1)
-        for name in [c for c in frame if c not in ('step', 'loss', 'lr', 'seconds')]:
+        for name in [c for c in frame if c not in ('step', 'loss', 'lr', 'seconds') and not c.endswith(' bits')]:
             fig.add_scatter(x=frame.step, y=frame[name], name=name, mode='lines+markers', row=1, col=2)
         fig.update_xaxes(title_text='step')
         fig.update_yaxes(title_text='loss', row=1, col=1)
@@ -199,9 +199,11 @@ class Keeper:
         model:nn.Module,      # What to keep
         optimizer:torch.optim.Optimizer, # And its optimizer
         config:TrainConfig,   # Must match a resumed checkpoint
+        method:Callable|None=None, # Its memory is kept too if it has one: `state_dict()` fit for JSON, and `load_state_dict`
     ):
         self.file = Path(out)/'checkpoint.safetensors' if out is not None else None
         self.model, self.optimizer, self.config, self.saved = model, optimizer, config, time.time()
+        self.method = method if hasattr(method, 'load_state_dict') else None
         self.spent = 0.0  # seconds since the last row, before the start
 
     def said(self) -> str: return f' (the last good checkpoint is in {self.file.parent})' if self.file and self.file.exists() else ''
@@ -212,7 +214,8 @@ class Keeper:
         if bad := [n for n,p in self.model.named_parameters() if not p.isfinite().all()]:
             raise FloatingPointError(f'{bad[0]} is not finite after step {step}; lower the learning rate (the checkpoint before it is kept)')
         if self.file is None: return
-        save_whole(self.file, _pack(self.model, self.optimizer), {'step': step, 'config': asdict(self.config), 'history': history.rows, 'sums': sums, 'spent': spent})
+        memory = {'method': self.method.state_dict()} if self.method else {}
+        save_whole(self.file, _pack(self.model, self.optimizer), {'step': step, 'config': asdict(self.config), 'history': history.rows, 'sums': sums, 'spent': spent} | memory)
         self.saved = time.time()
 
     def start(self, resume:bool) -> tuple[int, 'History', list[float]]:
@@ -225,9 +228,12 @@ class Keeper:
         mine, theirs = json.loads(json.dumps(asdict(self.config))), about['config']
         if differ := [f'{k}={theirs.get(k)} there, {mine.get(k)} here' for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
             raise ValueError(f'{folder} holds a run with another configuration: {"; ".join(differ)}')
-        try: _unpack(tensors, self.model, self.optimizer)
+        if ('method' in about) != (self.method is not None): raise ValueError(f'the checkpoint in {folder} was made by another method')
+        try:
+            _unpack(tensors, self.model, self.optimizer)
+            if self.method: self.method.load_state_dict(about['method'])
         except (RuntimeError, ValueError, KeyError) as e:
-            raise ValueError(f'the checkpoint in {folder} belongs to another network or scheme: {str(e).splitlines()[0]}') from e
+            raise ValueError(f'the checkpoint in {folder} belongs to another network or scheme, or another setting of the method: {str(e).splitlines()[0]}') from e
         self.spent = about.get('spent', 0.0)
         return about['step'], History(about['history']), about['sums']
 
@@ -260,7 +266,7 @@ def fit(
     on_step, stop = on_step or getattr(on_row, 'on_step', None), stop or getattr(on_row, 'stop', None)
     if any(p.dim() == 4 for p in model.parameters()): model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
-    keeper = Keeper(out, model, optimizer, config)
+    keeper = Keeper(out, model, optimizer, config, method)
     start, history, sums = keeper.start(resume)
     bar, clock = progress(config.steps, start, desc), time.time() - keeper.spent
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), bar, getattr(on_row, 'watching', nullcontext)(), gentle_interrupt() as flag:
@@ -280,7 +286,7 @@ def fit(
                 spent = (history.rows[-1]['seconds'] if len(history) else 0) + time.time() - clock
                 row = {'step': step + 1, 'loss': sums[0]/sums[2], 'accuracy': sums[1]/sums[2], 'lr': config.lr_at(step), 'seconds': spent}
                 clock, sums = time.time(), [0.0, 0.0, 0]
-                history.rows.append(row | (validate(model) if validate else {}))
+                history.rows.append(row | (method.report() if hasattr(method, 'report') else {}) | (validate(model) if validate else {}))
                 bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}")
                 keeper.save(step + 1, history, sums)
                 if on_row: on_row(history)
