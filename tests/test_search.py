@@ -1,7 +1,6 @@
 "Search: costs are the network's, repair always ends, exact is exact, and nothing that was scored is ever lost or scored again."
-import errno, itertools, json, math, os, subprocess, sys
+import errno, itertools, math, subprocess, sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,15 +9,15 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings, strategies as st
 
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load
 from mebqat.exploration import cost_table
 from mebqat.layers import quantize, use_bits
 from mebqat.models import make, small_cnn
 from mebqat.quantizers import LSQ
-from mebqat.search import (Budget, Front, Layer, Scored, SearchResult, SearchSpace, Sensitivity, exact, genetic, greedy, limits_of, measure,
-                           moves, random_policies, random_policy, random_search, repair, repaired, solve, totals, uniform)
+from mebqat.search import (Budget, Front, Layer, Scored, SearchResult, SearchSpace, Sensitivity, crossed, exact, genetic, greedy, limits_of, measure,
+                           moves, mutated, random_policies, random_policy, random_search, repair, repaired, solve, totals, uniform)
 from mebqat.train import Interrupted
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
@@ -246,6 +245,16 @@ def test_start_policies_come_first_and_repaired():
     with pytest.raises(ValueError, match='no candidate'): genetic(space, toy(space), budget, start=[space.uniform(Bits(5, 5))])
 
 
+@given(st.lists(st.integers(2, 7), min_size=1, max_size=9), st.integers(0, 999), st.sampled_from([.1, .5, 1.]))
+def test_a_chosen_gene_always_changes(steps, seed, share):
+    genes, steps = (torch.rand(400, len(steps), generator=rng(seed))*torch.tensor(steps)).long(), torch.tensor(steps)
+    out = mutated(genes, steps, rng(seed), share)
+    assert ((out >= 0) & (out < steps)).all()
+    assert abs((out != genes).float().mean() - share) <= 4.5*(share*(1 - share)/genes.numel())**.5
+    child = crossed(genes, out, rng(seed))
+    assert ((child == genes) | (child == out)).all()
+
+
 @pytest.mark.parametrize('kwargs, word', [({'population': 9}, 'population of 9'), ({'mutants': 40}, '40 mutants'), ({'parents': 0}, 'parents'), ({'generations': 0}, 'generations'),
                                           ({'mutation': 0}, 'mutation'), ({'mutation': 1.5}, 'mutation'), ({'mutants': -1}, 'mutants'), ({'population': 2.5}, 'population'),
                                           ({'meta': {'x': math.nan}}, 'JSON-able')])
@@ -414,6 +423,24 @@ def test_exact_is_exact(problem, seed):
     found = solve(s, budget)
     assert budget.allows(space.bytes(found), space.bitops(found))
     assert s.predict(found) == pytest.approx(brute(space, budget, s.predict), abs=1e-8)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_exact_on_a_large_space_against_dynamic_programming(seed):
+    "20 layers, seven widths, drops in no order; totals of bits are few enough to keep the best of each."
+    g = rng(seed)
+    space = SearchSpace([Layer(f'l{i}', 1, int(n)) for i,n in enumerate(torch.randint(5, 60, (20,), generator=g))], [Bits(w, 8) for w in range(2, 9)])
+    drops = [[*row, 0.] for row in torch.rand(20, 6, generator=g, dtype=torch.float64).tolist()]
+    limit, best = int(4.3*sum(l.weights for l in space.layers)), {0: 0.}
+    for layer,row in zip(space.layers, drops):
+        after = {}
+        for bits,lost in best.items():
+            for w,d in zip(range(2, 9), row):
+                total = bits + w*layer.weights
+                if total <= limit: after[total] = min(after.get(total, math.inf), lost + d)
+        best = after
+    s = Sensitivity(space, 1., tuple(map(tuple, drops)))
+    assert s.predict(solve(s, Budget(max_bytes=limit/8))) == pytest.approx(1 - min(best.values()), abs=1e-9)
 
 
 @pytest.mark.parametrize('scale', [1e-9, 1e9, 0.])
