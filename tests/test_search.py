@@ -478,8 +478,10 @@ def test_greedy_by_hand():
     space = SearchSpace([Layer('a', 1, 8), Layer('b', 1, 8)], [Bits(w, 8) for w in (3, 4)])
     fitness = lambda p: {Bits(3, 8): -.3, Bits(4, 8): 0.}[p['a']] + {Bits(3, 8): -.1, Bits(4, 8): 0.}[p['b']]
     assert greedy(space, fitness, Budget(max_bytes=7)).best.policy == Policy({'a': Bits(4, 8), 'b': Bits(3, 8)})
-    dear = SearchSpace([Layer('a', 1, 80), Layer('b', 1, 8)], [Bits(w, 8) for w in (3, 4)])
-    assert greedy(dear, fitness, Budget(max_bytes=34)).best.policy == Policy({'a': Bits(3, 8), 'b': Bits(4, 8)})
+    dear = SearchSpace([Layer('a', 1, 80), Layer('b', 1, 40), Layer('c', 1, 40)], [Bits(w, 8) for w in (3, 4)])
+    per_layer = lambda p: -sum(loss*(p[n].w == 3) for n,loss in (('a', .3), ('b', .25), ('c', .2)))
+    found = greedy(dear, per_layer, Budget(max_bytes=70)).best  # a loses most, but least per byte
+    assert found.policy == Policy({'a': Bits(3, 8), 'b': Bits(4, 8), 'c': Bits(4, 8)})
 
 
 def test_without_scipy_the_extra_is_named(monkeypatch):
