@@ -407,7 +407,7 @@ def test_the_monitor_and_the_figures_show_the_bits():
 # FracBits
 
 def test_real_widths_mix_the_two_neighbours_and_have_their_difference_as_slope():
-    model, (x, y) = network().train(), batch()
+    model, x = network().train(), batch()[0]
     names = ['block2.conv', 'block3.conv', 'block4.conv']
     reals = {n: tuple(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (2.25, 5.5)) for n in names}
     with between_widths(model, reals):
