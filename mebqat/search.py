@@ -872,7 +872,7 @@ def greedy(
     remeasure:bool=False, # Measure losses anew at every step, instead of sensitivities?
     meta:dict|None=None, # Protocol of the fitness, JSON-able
     **keep,              # `checkpoint`, `resume`, `known`, `stop`, `desc`: see `Ledger`
-) -> SearchResult:       # Its last score is the policy it arrived at
+) -> SearchResult:       # Where it arrived is scored too; its best is the fittest of all scored within the budget
     "Lower the layer that loses least per unit saved until the budget holds."
     limits = limits_of(space, budget)
     same_space(space, sensitivity)
