@@ -43,7 +43,7 @@ def quantizer_lab():
 
 def few_shot():
     "An episode of drawn characters, classified by the shipped Omniglot network."
-    return FewShotPlayground(**playing(n_way=10)).bake()
+    return FewShotPlayground(**playing(n_way=20), number=3).bake()
 
 
 def training():
@@ -65,8 +65,9 @@ BAKED = [
 confusions, and the digits whose answer changes. A budget marks the best pair that it allows.""", surface, 1470),
     Baked('lab', 'One tensor through every quantizer', """The weights of a trained layer. Choose a scheme, drag the bits: staircase, gradient, where the values fall,
 and the error.""", quantizer_lab),
-    Baked('few-shot', 'Ten new characters, one image each', """A network that has never seen these characters, at the bits of the slider: which images it reads right, and where they lie
-among the prototypes. The network is the shipped MEBQAT-PN, trained on Omniglot; the characters are drawn by a program.""", few_shot),
+    Baked('few-shot', 'Twenty new characters, one image each', """A network that has never seen these characters, at the bits of the slider: which images it reads right, and where they lie
+among the prototypes. The network is the shipped MEBQAT-PN, trained on Omniglot; the characters
+are drawn by a program, and the episode is one of the few in which two bits change several answers.""", few_shot),
     Baked('training', 'A training', 'Loss, accuracy at several pairs and learning rate of the network for digits, as its monitor shows them.', training),
     Baked('cifar10', 'A real data set', 'Stored accuracies of one MEBQAT network on CIFAR-10 at 18 pairs of bits; [Results](results.md) has the protocol.', cifar10),
 ]

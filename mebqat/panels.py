@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT', 'GRID', 'GONE', 'STYLE', 'MODULE', 'SCRIPTS', 'MIXED', 'NAME', 'WIDE', 'SLIM', 'ROW', 'right', 'any_theme',
            'library', 'LiveFigure', 'live', 'moving', 'Panel', 'nearest', 'BitsPicker', 'choosable', 'bar_heights',
-           'policy_bars', 'LayerRow', 'over', 'whole', 'PolicyPicker', 'show_policy']
+           'policy_bars', 'beside_uniform', 'LayerRow', 'over', 'whole', 'PolicyPicker', 'show_policy']
 
 # %% ../nbs/41_panels.ipynb #44fecfac
 import html
@@ -270,6 +270,24 @@ def policy_bars(
     fig.update_layout(height=340, bargap=.25, legend=dict(orientation='h', x=0, y=1.02, yanchor='bottom'))
     return name_figure(fig, '', '').update_layout(margin=dict(t=34, b=40, l=60, r=10))
 
+
+def beside_uniform(
+    costs,               # `Exploration.costs` or a `cost.Profile`
+    policy:Policy,       # Bits of each layer
+    names:Iterable[str], # Layers to show
+    widths:Iterable[int]=(2, 3, 4, 5, 6, 7, 8), # Widths of the uniform policies
+) -> go.Figure:          # A plain figure with a slider
+    "A policy's bars, and those of one width for all layers."
+    shown = {'this policy': costs.at(policy)} | {f'W{b}A{b}': costs.at(Policy.uniform(names, Bits(b, b))) for b in widths}
+    fig, heights = any_theme(policy_bars(costs.at(policy), names)), {k: bar_heights(c, names) for k,c in shown.items()}
+    said = {k: f'{k if k == "this policy" else f"all layers at {k}"}: {si(c.weight_bytes, "B")} of weights, {si(c.bitops, "BitOPs")} an image' for k,c in shown.items()}
+    fig.frames = [go.Frame(name=k, traces=[0, 1, 2], data=[dict(type='bar', y=y) for y in ys], layout=dict(title_text=said[k])) for k,ys in heights.items()]
+    still = dict(mode='immediate', frame=dict(duration=0, redraw=True), transition=dict(duration=0))
+    steps = [dict(label=k, method='animate', args=[[k], still]) for k in shown]
+    fig.update_yaxes(range=[0, 1.05*max(max(*w, *a) for w,a,_ in heights.values())], row=1).update_yaxes(range=[0, 1.05*max(max(y) for *_,y in heights.values())], row=2, col=1)
+    title = dict(text=said['this policy'], font_size=14, x=0, xref='paper', y=.99, yanchor='top')
+    return fig.update_layout(height=460, margin_t=64, title=title, sliders=[dict(steps=steps, currentvalue_visible=False, y=-.3, yanchor='top', len=1, x=0)])
+
 # %% ../nbs/41_panels.ipynb #1086190b
 MIXED = 0  # what the row of all layers shows where they differ
 
@@ -356,7 +374,7 @@ class PolicyPicker(Panel):
     @property
     def within(self) -> bool: return not over(self.cost, *self.limits)
 
-    def bake(self) -> go.Figure: return any_theme(policy_bars(self.cost, self.names))
+    def bake(self) -> go.Figure: return beside_uniform(self.costs, self.value, self.names)
 
     def _show(self):
         try: self._busy = True; show_policy(self)

@@ -138,7 +138,7 @@ class Verdict:
         return cls(now, [c >= 0 and p != c for p,c in zip(now, scene.labels)], [p != f for p,f in zip(now, full)],
                    sum(p == c for p,c in zip(now, scene.labels)), sum(p == c for p,c in zip(full, scene.labels)), len(known))
 
-    def words(self, i:int) -> str: return '◆'*self.changed[i] + '✗'*self.wrong[i] + ' '*(self.changed[i] or self.wrong[i]) + LETTERS[self.predicted[i]]
+    def words(self, i:int) -> str: return '◆'*self.changed[i] + '✗'*self.wrong[i] + LETTERS[self.predicted[i]]
     def colour(self, i:int) -> str: return WRONG if self.wrong[i] else CHANGED if self.changed[i] else TEXT
 
 # %% ../nbs/45_playground.ipynb #7444e218

@@ -15,7 +15,7 @@ from mebqat.data import shipped
 from mebqat.exploration import load_explorations
 from mebqat.explorer import BEST, CELLS, FRONT, MESH, PIN, VEIL, SurfaceExplorer, confusion_cells, frame, ladder, outline, picture
 from mebqat.panels import MIXED, LiveFigure, PolicyPicker
-from mebqat.surface import Point, Surface
+from mebqat.surface import Point, Surface, si
 
 FP = Bits(FULL, FULL)
 
@@ -314,6 +314,10 @@ def test_policies_of_a_real_cost_table(digits):
     assert picker.cost == want and not picker.within and 'over the budget of' in picker.total.value and picker.every.w.value == MIXED
     shown = [l for l in want.layers if l.quantized]
     assert list(picker.figure.data[2].y) == [l.weight_bytes for l in shown] == list(picker.bake().data[2].y)
+    baked = {f.name: f for f in picker.bake().frames}
+    assert [*baked] == ['this policy', *(f'W{b}A{b}' for b in range(2, 9))]
+    uniform = costs.at(Policy({n: Bits(3, 3) for n in costs.quantized}))
+    assert list(baked['W3A3'].data[2].y) == [l.weight_bytes for l in uniform.layers if l.quantized] and si(uniform.bitops, 'BitOPs') in baked['W3A3'].layout.title.text
     picker.every.w.value = 2
     assert set(picker.value.values()) == {Bits(2, 4)} and picker.within
 
