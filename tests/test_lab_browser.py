@@ -1,5 +1,5 @@
 "What a reader does, in a real browser: JupyterLab with the tour, the explorer as an app, a panel whose kernel is gone."
-import os, re, signal, socket, subprocess, sys, time
+import json, os, re, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
 
 import pytest
@@ -105,12 +105,12 @@ def lab(browser, tmp_path_factory):
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_text('Run All Cells', exact=True).click()
         page.wait_for_function('() => [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].every(p => /\\d/.test(p.textContent))')
-        yield page, wrong
+        yield page, wrong, folder/'mine'
         page.context.close()
 
 
 def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab):
-    page, wrong = lab
+    page, wrong, _ = lab
     assert TOUR in page.url and page.locator('.jp-OutputArea', has_text='Traceback').count() == 0
     shows(page, Bits(FULL, FULL))
     drag(page, handle(page, 'weight bits'), 0)
@@ -126,8 +126,35 @@ def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab):
     assert wrong == []
 
 
+TRAINS = '''from mebqat.monitor import TrainingMonitor
+from mebqat.runs import RunSpec, train_run
+
+monitor = TrainingMonitor('a long training')
+monitor.run(lambda on_row, stop: train_run(RunSpec('mebqat', width=4, epochs=2000), 'long', on_row=on_row, stop=stop))
+monitor'''
+
+
+def test_stop_ends_a_training_in_the_background_and_saves(lab):
+    page, _, folder = lab
+    cell = dict(cell_type='code', id='train', metadata={}, execution_count=None, outputs=[], source=TRAINS)
+    (folder/'stop.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')), nbformat=4, nbformat_minor=5)))
+    own = page.context.new_page()
+    own.set_default_timeout(LONG)
+    own.goto(page.url.partition('/lab')[0] + '/lab/workspaces/stop/tree/stop.ipynb')
+    own.get_by_text('| Idle').wait_for()
+    own.get_by_role('menuitem', name='Run', exact=True).click()
+    own.get_by_text('Run All Cells', exact=True).click()
+    panel = own.locator('.mebqat-panel')
+    panel.get_by_text(re.compile(r'running · step [1-9]')).wait_for()
+    panel.get_by_role('button', name='Stop and save').click()
+    panel.get_by_text('go on with resume').wait_for()
+    step = int(re.search(r'stopped after step (\d+) of', panel.inner_text())[1])
+    assert step > 0 and (folder/'long'/'checkpoint.safetensors').exists() and not (folder/'long'/'model.safetensors').exists()
+    own.close()
+
+
 def test_a_panel_says_that_its_kernel_is_gone(lab):
-    page, wrong = lab
+    page, wrong, _ = lab
     page.get_by_role('menuitem', name='Kernel', exact=True).click()
     page.get_by_text('Shut Down Kernel', exact=True).click()
     page.wait_for_function('said => getComputedStyle(document.querySelector(".mebqat-panel"), "::before").content.includes(said)', arg=GONE)
