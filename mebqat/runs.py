@@ -11,25 +11,28 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from . import __version__
-from .bits import FULL, Bits, BitSpace
+from .bits import FULL, Bits, BitSpace, Policy
+from .cost import profile
 from .data import Pool, augment, few_shot_name, load
 from .evaluate import deployed, answers
 from .kernels import compile_kernels
 from .layers import Quantized, bit_layers, quantize, use_bits
-from .methods import FP, Bitwidths, adabits, any_precision, float_training, mebqat, qat
+from .methods import FP, adabits, any_precision, float_training, mebqat, qat
 from .models import check_positive, make
 from .quantizers import make_scheme
+from .settings import LEARNED, learner, same_layers, spell, unspell
+from .surface import write_text
 from .train import Batches, History, TrainConfig, fit, load_whole, save_whole, seed_for
 
 # %% ../nbs/35_runs.ipynb #a09d2fc7
-METHODS = ('float', 'ptq', 'qat', 'adabits', 'any-precision', 'mebqat')
+METHODS = ('float', 'ptq', 'qat', 'adabits', 'any-precision', 'mebqat', 'adaqat', 'fracbits')
 _LIST = 'W2A2 W4A4 W8A8'  # what AdaBits and Any-Precision walk through unless told otherwise
 
 
@@ -57,6 +60,15 @@ class RunSpec:
     augment: bool = False         # Random crops and mirror images?
     seed: int = 0                 # Seed of weights, order, augmentation and bits
     options: tuple = ()           # Options of the scheme, as (name, value) pairs
+    ends: str = ''                # Pair of the layers that `skip` spares; empty leaves them float, or at W8A8 where bits are learned
+    policy: tuple = ()            # `qat`: a pair per layer instead of `bits`, as (layer, pair)
+    lam: float|None = None        # AdaQAT: price of a bit, nats per bit^2
+    eta: float|None = None        # AdaQAT, FracBits: rate of the relaxed widths, bit^2 per nat
+    start: str = ''               # AdaQAT: pair to begin at; FracBits: one real width
+    granularity: str = ''         # AdaQAT, FracBits: `global`, one pair; or `layer`
+    hardware: str = ''            # AdaQAT: cost slope, `product` or `bitops`
+    target_bytes: float|None = None  # FracBits: bytes of weights to end within
+    target_bitops: float|None = None # FracBits: bit operations to end within
 
     def __post_init__(self):
         if self.method not in METHODS: raise ValueError(f'no method {self.method!r}; there are {", ".join(METHODS)}')
@@ -65,30 +77,48 @@ class RunSpec:
         if not 0 < self.epochs < math.inf: raise ValueError(f'epochs must be positive, got {self.epochs}')
         check_positive(**{k: n for k in ('size', 'width') if (n := getattr(self, k)) is not None})
         if self.guaranteed and self.method != 'mebqat': raise ValueError(f'guaranteed={self.guaranteed!r} is for mebqat; {self.method} trains its own list')
-        if len(self.space()) != 1 and self.method == 'qat': raise ValueError(f'qat trains at one pair; got bits={self.bits!r}')
-        object.__setattr__(self, 'options', tuple(map(tuple, self.options)))
+        for k in ('options', 'policy'): object.__setattr__(self, k, tuple(map(tuple, getattr(self, k))))
+        self._check_bits()
         self.the_scheme()
+
+    def _check_bits(self):
+        if self.policy and (self.method != 'qat' or self.bits): raise ValueError(f'policy= is for qat, instead of bits=; got method={self.method!r}, bits={self.bits!r}')
+        if len(self.space()) != 1 and self.method == 'qat' and not self.policy: raise ValueError(f'qat trains at one pair; got bits={self.bits!r}')
+        if self.the_ends() and self.ends and self.skip == 'none': raise ValueError(f"ends={self.ends!r} is for layers that skip spares, and skip='none' spares none")
+        if strange := [k for k in self.learned() if k not in LEARNED.get(self.method, ())]: raise ValueError(f'{strange[0]}={getattr(self, strange[0])!r} is for {" and ".join(m for m,own in LEARNED.items() if strange[0] in own)}; {self.method} has none')
+        if self.method not in LEARNED: return
+        if self.bits: raise ValueError(f'{self.method} finds its own bits; choose where it begins with start=, not bits={self.bits!r}')
+        if self.bn == 'switchable': raise ValueError(f"{self.method} moves through bits that nobody knows before, and bn='switchable' keeps a batch norm for each; choose reestimate or running")
+        learner(self.method, self.learned())
 
     def the_scheme(self):
         if 'name' in (options := dict(self.options)): raise ValueError(f'name={options["name"]} is no scheme option; choose the scheme with scheme=')
         return make_scheme(self.scheme, **options)
 
+    def the_policy(self) -> Policy|None: return unspell(dict(self.policy)) if self.policy else None
+    def the_ends(self) -> Bits|None: return Bits.parse(self.ends) if self.ends else Bits(8, 8) if self.method in LEARNED else None
+    def learned(self) -> dict: return {k: v for k in dict.fromkeys(sum(LEARNED.values(), ())) if (v := getattr(self, k)) not in (None, '')}
+
     def space(self) -> BitSpace:
-        "The pairs this run is about."
-        default = f'paper-{self.scheme}' if self.method in ('mebqat', 'ptq') else 'FP' if self.method == 'float' else '' if self.method == 'qat' else _LIST
+        "The pairs this run is about; where bits are learned, nobody knows them before."
+        if self.policy: return BitSpace(dict.fromkeys(self.the_policy().values()))
+        default = f'paper-{self.scheme}' if self.method in ('mebqat', 'ptq') else {'float': 'FP', 'qat': '', 'adaqat': self.start or 'W8A8', 'fracbits': 'W8A8'}.get(self.method, _LIST)
         if not (self.bits or default): raise ValueError('qat needs bits=, the pair to train at, such as W4A4')
         return BitSpace.parse(self.bits or default)
 
 # %% ../nbs/35_runs.ipynb #8d8a721d
 def method_of(
     spec:RunSpec, # A run
-) -> Bitwidths:   # Its method
+    costs=None,   # Costs of its network; for methods that learn bits
+    steps:int=1,  # Steps of its training; for `fracbits`
+) -> Callable:    # Its method; one object for one training where bits are learned
     "The training method a run describes."
+    if spec.method in LEARNED: return learner(spec.method, spec.learned(), costs, steps)
     space = spec.space()
     if spec.method == 'mebqat':
         extra = BitSpace.parse(spec.guaranteed).pairs if spec.guaranteed else [Bits(1, 1)]*(Bits(1, 1) in space)
         return mebqat(space, spec.n_tasks, dict.fromkeys([FP, *extra]))
-    return {'float': float_training, 'ptq': float_training, 'qat': lambda: qat(space.pairs[0]), 'adabits': lambda: adabits(space),
+    return {'float': float_training, 'ptq': float_training, 'qat': lambda: qat(spec.the_policy() or space.pairs[0]), 'adabits': lambda: adabits(space),
             'any-precision': lambda: any_precision(space)}[spec.method]()
 
 
@@ -101,13 +131,13 @@ def float_network(
     spec:RunSpec,  # A run
     pool:Pool,     # Its training images
 ) -> nn.Module:    # Fresh, or with the weights of `spec.init`
-    "The float network a run starts from."
+    "The network a run starts from; a run with a policy may start from the weights of a quantized one."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(spec.seed, 'init'))
         model = _make(spec, len(pool.classes), pool.images.shape[1:])
     if not spec.init: return model
     tensors, about = load_whole(weights_file(spec.init))
-    tensors = {k.removeprefix('model.'): v for k,v in tensors.items() if not k.startswith('optimizer.')}
+    tensors = {k.removeprefix('model.'): v for k,v in tensors.items() if not k.startswith('optimizer.') and not (spec.policy and '_quantizer.' in k)}
     try: model.load_state_dict(tensors)
     except RuntimeError as e: raise ValueError(f'{spec.init} holds no float {spec.model} for {len(pool.classes)} classes: {str(e).splitlines()[-1].strip()}') from e
     return model
@@ -132,19 +162,35 @@ def quantized_network(
     "Quantize a run's network, calibrated on 512 training images."
     space = spec.space() if spec.bn == 'switchable' else None
     x, _ = pool.batch(torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed_for(spec.seed, 'example')))[:512])
-    return quantize(model, spec.the_scheme(), example=x, skip=spec.skip, bn=spec.bn, space=space)
+    return quantize(model, spec.the_scheme(), example=x, skip=spec.skip, ends=spec.the_ends(), bn=spec.bn, space=space)
+
+
+def _ready(spec, pool, steps):
+    "A run's network and method; ValueError where the one cannot do what the other wants."
+    model = float_network(spec, pool)
+    if spec.method == 'float': return model, method_of(spec)
+    quantized_network(spec, model, pool)
+    if spec.method in LEARNED:
+        method = method_of(spec, profile(model, (1, *pool.images.shape[1:])), steps)
+        method.begin(model)
+        return model, method
+    method = method_of(spec)
+    if spec.policy: same_layers(model, spec.the_policy())
+    for bits in (*method.fixed, *(() if spec.policy else spec.space())):
+        with use_bits(model, bits): pass
+    return model, method
 
 # %% ../nbs/35_runs.ipynb #891a25a3
-def _validation(spec, train, val):
-    "A function from the model to its validation accuracy at a few pairs."
+def _validation(spec, train, val, method):
+    "A function from the model to its validation accuracy at a few pairs, or at what was found or given."
     some = [b for b in spec.space() if b.w == b.a or len(spec.space()) == 1]
     some = list(dict.fromkeys([*some[:1], *[b for b in some if b.w in (4, 8, FULL)]]))
     part = val.subset(1000, torch.Generator().manual_seed(0)) if len(val) > 1000 else val
     def validate(model):
         if not any(isinstance(m, Quantized) for m in model.modules()): return {'val FP': float(answers(model, part)[0].float().mean())}
         out = {}
-        for bits in some:
-            with deployed(model, bits, train, 500): out[f'val {bits}'] = float(answers(model, part)[0].float().mean())
+        for name,bits in {'found': method.bits}.items() if spec.method in LEARNED else {'policy': spec.the_policy()}.items() if spec.policy else ((b, b) for b in some):
+            with deployed(model, bits, train, 500): out[f'val {name}'] = float(answers(model, part)[0].float().mean())
         return out
     return validate
 
@@ -156,7 +202,8 @@ def claim(
     "Make a run folder this spec's own, or refuse it (ValueError)."
     file, mine = Path(out)/'run.json', json.loads(json.dumps(asdict(spec)))
     if file.exists():
-        try: theirs = dict(json.loads(file.read_text())['spec'])
+        usual = json.loads(json.dumps({f.name: f.default for f in fields(spec) if f.default is not MISSING}))
+        try: theirs = usual | dict(json.loads(file.read_text())['spec'])
         except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{file} is damaged; choose another folder or remove it') from e
         if differ := [f'{k}={theirs.get(k)!r} there, {mine.get(k)!r} here' for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
             raise ValueError(f'{out} holds another run: {"; ".join(differ)}')
@@ -187,13 +234,9 @@ def train_run(
     "Train a run into its folder; everything that can be refused is refused before any work."
     train, val = (load(spec.data, s, size=spec.size, val=spec.val) for s in ('train', 'val'))
     if train.classes != val.classes: raise ValueError(f'training and validation images of {train.name} show different classes, and {spec.method} needs the same; choose a few-shot method, such as mebqat-pn')
-    batches, method = Batches(train, spec.batch_size, spec.seed, augment if spec.augment else None, device), method_of(spec)
+    batches = Batches(train, spec.batch_size, spec.seed, augment if spec.augment else None, device)
     config = _config(spec, batches.per_epoch)
-    model = float_network(spec, train)
-    if spec.method != 'float':
-        quantized_network(spec, model, train)
-        for bits in (*method.fixed, *spec.space()):
-            with use_bits(model, bits): pass
+    model, method = _ready(spec, train, config.steps)
     try: model.to(device)
     except (RuntimeError, AssertionError) as e: raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
     claim(out, spec)
@@ -201,10 +244,13 @@ def train_run(
     if compile is None: compile = device == 'cpu' and spec.epochs*len(train)*train.images[0].numel() > 1e8
     if compile and spec.method not in ('float', 'ptq'): compile_kernels()
     if spec.method != 'ptq':
-        history = fit(model, method, batches, config, out, resume, _validation(spec, train, val), on_row, f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}', stop=stop)
+        history = fit(model, method, batches, config, out, resume, _validation(spec, train, val, method), on_row, f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}', stop=stop)
     signed = {n: m.signed for n,m in bit_layers(model).items()} if spec.method != 'float' else {}
     about = {'spec': asdict(spec), 'classes': list(train.classes), 'input': list(train.images.shape[1:]), 'signed': signed, 'history': history.rows,
              'fingerprint': train.fingerprint(), 'mebqat': __version__, 'torch': torch.__version__, 'format': 'mebqat-weights', 'version': 1}
+    if spec.method in LEARNED:
+        about |= {'found': spell(method.bits), 'concerns': method.concerns()}
+        write_text(Path(out)/'trajectory.json', json.dumps({'format': 'mebqat-trajectory', 'version': 1, 'columns': method.trajectory.columns, 'rows': method.trajectory.rows}, allow_nan=False) + '\n')
     save_whole(Path(out)/'model.safetensors', model.state_dict(), about)
     return Run(Path(out), spec, model.eval(), history, about)
 
@@ -216,7 +262,16 @@ class Run:
     spec: RunSpec    # What decided it
     model: nn.Module # The network, in evaluation mode
     history: History # Its training, one row per validation
-    about: dict      # Classes, input shape, versions, data fingerprint
+    about: dict      # Classes, input shape, versions, data fingerprint; where bits are learned, the setting found and what is to be said about it
+
+    @property
+    def setting(self) -> Bits|Policy|None:
+        "The one setting this network is for: learned, or given to `qat`; None if it is for many."
+        if self.spec.method in LEARNED: return unspell(self.about['found'])
+        return (self.spec.the_policy() or self.spec.space().pairs[0]) if self.spec.method == 'qat' else None
+
+    @property
+    def concerns(self) -> list[str]: return list(self.about.get('concerns', ())) # why the bits found may deserve no trust
 
     def pool(self, split:str='test', data:str|None=None) -> Pool:
         "A split of the run's own data (or of `data`, the same set elsewhere)."
@@ -239,9 +294,12 @@ def open_run(
         model = _make(spec, len(about['classes']), about['input'])
         if spec.method != 'float':
             example = torch.randn(2, *about['input'], generator=torch.Generator().manual_seed(0))
-            quantize(model, spec.the_scheme(), example, spec.skip, bn=spec.bn, space=spec.space() if spec.bn == 'switchable' else None, signed=about['signed'])
+            quantize(model, spec.the_scheme(), example, spec.skip, spec.the_ends(), spec.bn, space=spec.space() if spec.bn == 'switchable' else None, signed=about['signed'])
             if set(about['signed']) != set(bit_layers(model)): raise ValueError('the signs of its layers are not the network\'s')
         model.load_state_dict(tensors)
         history = History(map(dict, about['history']))
+        if spec.method in LEARNED:
+            with use_bits(model, unspell(about['found'])): pass
+            if not all(isinstance(c, str) for c in about['concerns']): raise ValueError('its concerns are no text')
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e: raise ValueError(f'{file} does not describe a network of this version: {str(e).splitlines()[0]}') from e
     return Run(Path(path), spec, model.to(memory_format=torch.channels_last).eval(), history, about)
