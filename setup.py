@@ -7,7 +7,7 @@ from setuptools.command.sdist import sdist
 cfg = ConfigParser(delimiters=['='])
 cfg.read('settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('lab', 'dev')}
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('lab', 'search', 'dev')}
 
 
 class SourceArchive(sdist):
