@@ -517,7 +517,7 @@ def earlier(
 ) -> tuple[dict[Policy, float], float]: # Scores and seconds so far
     "What an interrupted search has left (ValueError if the file holds another search)."
     if not file.exists(): return {}, 0.
-    if not resume: raise ValueError(f'{file} holds a search already; go on with resume=True, or choose another file')
+    if not resume: raise ValueError(f'{file} holds a search already; go on with resume (--resume), or choose another file')
     old = SearchResult.load(file)
     mine, theirs = heading(plan), heading(old)
     for k in mine:
@@ -547,7 +547,7 @@ class Ledger:
         self.bar = progress(total, 0, desc or f'{plan.method} search')
 
     def ask(self, policy:Policy) -> float: return number(self.fitness(policy), policy, f'; {self.said()}')
-    def said(self) -> str: return f'{len(self.points)} policies were scored' + (f' and are in {self.file}; go on with resume=True' if self.file else '; without a checkpoint they are lost')
+    def said(self) -> str: return f'{len(self.points)} policies were scored' + (f' and are in {self.file}; go on with resume (--resume)' if self.file else '; without a checkpoint they are lost')
 
     def score(self,
         genes:Tensor, # int64 [n, genes]
