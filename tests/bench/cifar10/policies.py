@@ -280,7 +280,7 @@ class Experiment:
     def collect(self):
         "All results with their protocol in one file."
         a, rows = self.a, []
-        known = [*self.names(), *(self.control(n) for n in self.learned() if self.done(n)), *(f'{net}-{b}-{m}' for net in NETWORKS for b in a.budgets for m in SEARCHES)]
+        known = [*self.names(), *(self.control(n) for n in self.learned() if self.done(n)), *(f'{net}-{b}-{m}' for net in NETWORKS for b in a.budgets for m in SEARCHES), *sorted(f.parent.name for f in a.out.glob('*/result.json'))]
         for name in dict.fromkeys(known):
             file = a.out/name/'result.json'
             if file.exists(): rows.append(json.loads(file.read_text()))
@@ -292,10 +292,10 @@ class Experiment:
 
     def about(self):
         a, test = self.a, self.pool('test')
-        given = ' '.join(f'--{k.replace("_", "-")} {" ".join(map(str, v)) if isinstance(v, list) else v}' for k in ('epochs_start', 'epochs', 'lr', 'lams', 'lam', 'widths', 'images', 'evaluations') for v in [getattr(a, k)])
+        given = ' '.join(f'--{k.replace("_", "-")} {" ".join(map(str, v)) if isinstance(v, list) else v}' for k in ('epochs_start', 'epochs', 'lr_start', 'lr', 'lams', 'lam', 'widths', 'hidden', 'budgets', 'finish', 'images', 'bn_images', 'evaluations', 'seed') for v in [getattr(a, k)])
         return {'data': f'{test.name} ({a.note})' if a.note else test.name, 'test fingerprint': test.fingerprint(),
                 'network': f'resnet20, option A; first convolution and classifier at {ENDS}; LSQ with a step per width; KB and BitOPs count convolution and linear weights, ends included, a multiply-accumulate as w x a bit operations',
-                'protocol': f'float training for {a.epochs_start:g} passes over the training images (SGD {a.lr_start:g}, cosine), then {a.epochs:g} passes for every run from those weights (SGD {a.lr:g}, cosine; labels only, but for MEBQAT, MetaQuantNet and shared weights, which the float network teaches too), '
+                'protocol': f'float training for {a.epochs_start:g} passes over the training images (SGD {a.lr_start:g}, cosine), then {a.epochs:g} passes for every run from those weights (SGD {a.lr:g}, cosine; labels only, but MetaQuantNet and shared weights learn from the float network too, MEBQAT from its own full precision), '
                             f'{a.epochs_start + a.epochs:g} for runs from scratch, {2*a.epochs:g} for found-long, which matches the any-bit training and the finetune of found-generator and found-export; batch {a.batch}, crop and flip, weight decay 5e-4; forward and backward passes of batches are counted for each run; last checkpoint; any-bit networks by themselves are measured at {a.finish}; one seed',
                 'selection': f'policies on {a.images} of {len(self.pool("val"))} held-out training images, batch norm re-estimated from {a.bn_images} training images before each evaluation; test images once for each run and each search, batch norm re-estimated from 1,000 training images; lambdas all reported, none chosen',
                 'AdaQAT': f'one pair for the network, from W8A8, price the product of the widths (lambda of the run from scratch: {a.lam:g}); rate such that both would fall to 2 bits in a quarter of the steps (from scratch: half) if the loss did not object',
