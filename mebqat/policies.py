@@ -244,7 +244,7 @@ def keep_found(
         f'part, batch norm re-estimated for each; then the policy found and the best uniform pair were measured once on the test images. Intervals are 95 %.</p>',
         found.to_frame(), race({r.method: r} | ({'uniform pairs': found.line} if found.line and r is not found.line else {}), '', 'The best accuracy on held-out images within the budget, as policies were scored.'),
         *(front.plot(x, f'Every policy scored within the budget, by {name}; the staircase joins those that nothing cheaper matches, and the policy shows on hover.') for x,name in (('bytes', 'bytes of weights'), ('bitops', 'bit operations'))),
-        policy_frame(found.policy)])
+        'The policy found:', policy_frame(found.policy)])
 
 # %% ../nbs/49_policies.ipynb #dcbb8a03
 def trajectory(
@@ -266,8 +266,9 @@ def learned_page(
     "Draw how a run's bits were learned."
     spec, steps = run.spec, trajectory(folder)
     said = ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k,v in spec.learned().items()) or 'no settings but its own'
+    spared = 'all layers alike' if spec.skip == 'none' else f'{"first and last layer" if spec.skip == "ends" else spec.skip + " layer"} at {spec.the_ends()}'
     caption = 'Bitwidths over the steps, and below what moved them; integer widths are what every forward pass runs at.' if spec.method == 'adaqat' else 'Real bitwidths over the steps, rounded near the end so that the cost stays within the target.'
     found = policy_frame(run.setting) if isinstance(run.setting, Policy) else f'Found: {run.setting} for every layer that is not pinned.'
     return write_page(folder/'trajectory.html', f'Learned bits: {spec.model} on {Path(spec.data).name}', [
-        f'<p>{spec.method} ({html.escape(said)}), {spec.epochs:g} passes, {spec.scheme}, first and last layer at {spec.the_ends()}, seed {spec.seed}.</p>', *map(html.escape, run.concerns),
-        name_figure(draw_trajectory(steps), '', caption), found, training(run.history.to_frame(), '', 'Loss, accuracy and mean widths at each validation.')])
+        f'<p>{spec.method} ({html.escape(said)}), {spec.epochs:g} passes, {spec.scheme}, {spared}, seed {spec.seed}.</p>', *map(html.escape, run.concerns),
+        name_figure(draw_trajectory(steps), '', caption), found, training(run.history.to_frame().drop(columns=['lr', 'seconds']), '', 'Loss, accuracy and mean widths at each validation.')])
