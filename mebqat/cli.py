@@ -504,7 +504,7 @@ def search(
         policies.keep_found(found, folder)
         _tell_found(found, folder, json_)
 
-
+# %% ../nbs/50_cli.ipynb #bd9aaf27
 def _tell_found(found, folder, json_):
     "A search's result, printed."
     from mebqat.settings import spell

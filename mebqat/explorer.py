@@ -76,7 +76,7 @@ def frame(
     cell = dict(type='rect', x0=column - .45, x1=column + .45, y0=row - .45, y1=row + .45)
     return [cell | dict(name=name, line=dict(color=color, width=width)) for name,color,width in (('edge', '#000', 7), ('chosen pair', '#fff', 3))]
 
-
+# %% ../nbs/43_explorer.ipynb #6ff811bd
 def map_figure(
     w:list[int], # Weight widths, top to bottom
     a:list[int], # Activation widths, left to right

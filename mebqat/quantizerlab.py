@@ -7,7 +7,7 @@ __all__ = ['NAMES', 'SIZES', 'MOST', 'SHAPES', 'FORMS', 'BLUE', 'RED', 'GREEN', 
            'TYPED', 'STAY', 'CHANGING', 'Setting', 'quantized', 'level_values', 'response', 'Ordered', 'check_tensor',
            'Measured', 'measure', 'best_size', 'start_step', 'sample', 'traces', 'frame', 'decibels', 'ladder',
            'histogram', 'drawing', 'knobs', 'completed', 'clipped', 'sentence', 'asked', 'LabControls', 'notch',
-           'place', 'Result', 'QuantizerLab', 'thin', 'controls', 'baked']
+           'by_itself', 'place', 'Result', 'QuantizerLab', 'thin', 'controls', 'baked']
 
 # %% ../nbs/44_quantizerlab.ipynb #26e0599e
 import math, re
@@ -425,10 +425,7 @@ class LabControls(Panel):
         except ValueError as e: raise traitlets.TraitError(str(e)) from None
 
     def _turned(self, name, new):
-        if self._busy: return
-        if name in SIZES.values():
-            size = getattr(self.value, name)  # None where the scheme has another knob: then the browser moved it, not the reader
-            if size is None or abs(math.log10(new/notch(self.knobs[name], size))) < .2*self.knobs[name].step: return
+        if self._busy or name in SIZES.values() and by_itself(self.knobs[name], getattr(self.value, name), new): return
         if name in ('step', 'clip', 'start'):
             with self.quiet() as knobs: knobs['follow'].value = False
         if name == 'source': name, new = 'text', self.knobs['text'].value if new == TYPED else new
@@ -455,6 +452,15 @@ def notch(
     "The notch of a slider that is nearest: a browser moves there by itself, and that must not count as the reader's move."
     notches = round((math.log10(size) - slider.min)/slider.step)
     return 10**(slider.min + slider.step*min(max(notches, 0), math.floor((slider.max - slider.min)/slider.step + 1e-6)))
+
+
+def by_itself(
+    slider:ipw.FloatLogSlider, # Slider
+    size:float|None,           # Step or clip; None where the scheme has another knob
+    new:float,                 # Where the slider is now
+) -> bool:                     # Did the browser move it, and not the reader?
+    "A browser puts a slider on its next notch, those out of sight too."
+    return size is None or abs(math.log10(new/notch(slider, size))) < .2*slider.step
 
 
 def place(
