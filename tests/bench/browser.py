@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from test_lab_browser import LONG, handle, served
 from mebqat.workbench import app_folder, free_port
 
+ABOUT = 'python tests/bench/browser.py FILE: milliseconds from the key that moves a slider to the redrawn map, headless chromium 1000 pixels wide, voila, two CPU cores for browser, server and kernel together; load is that of the last minute'
 BUDGET = {'precomputed': 100, 'live': 1000}  # ms
 # Time from the key that moves the slider to plotly's word that the map is drawn with its frame at the new place, and one frame on screen.
 WATCH = '''() => {
@@ -69,18 +70,21 @@ def measured(browser, address, moves, rest):
 
 def told(what, kind, times):
     times, n = sorted(times), len(times)
-    print(json.dumps({'bench': what, 'moves': n, 'median ms': round(median(times), 1), 'p90 ms': round(times[int(.9*n)], 1), 'worst ms': round(times[-1], 1),
-                      'budget ms': BUDGET[kind], 'within': round(sum(t <= BUDGET[kind] for t in times)/n, 3), 'load': round(os.getloadavg()[0], 1)}))
+    row = {'bench': what, 'moves': n, 'median ms': round(median(times), 1), 'p90 ms': round(times[int(.9*n)], 1), 'worst ms': round(times[-1], 1),
+                      'budget ms': BUDGET[kind], 'within': round(sum(t <= BUDGET[kind] for t in times)/n, 3), 'load': round(os.getloadavg()[0], 1)}
+    print(json.dumps(row))
+    return row
 
 
-def main(moves:int=24):
+def main(out:str|None=None, moves:int=24):
     path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))))
     with TemporaryDirectory() as a, TemporaryDirectory() as b, sync_playwright() as p:
         browser = p.chromium.launch(executable_path=path, args=['--no-sandbox'])
         with served(Path(a), 'explore', 'digits_exploration', '--no-open', '--port', free_port(None), ready=r'http://\S+') as (_, found):
-            for what,rest in (('one move after another', 0), ('moves half a second apart', 500)): told(f'precomputed explorer, {what}', 'precomputed', measured(browser, found[0], moves, rest))
-        with live(Path(b)) as address: told('live explorer, 540 digits, each pair for the first time', 'live', measured(browser, address, 6, 500))
+            rows = [told(f'precomputed explorer, {what}', 'precomputed', measured(browser, found[0], moves, rest)) for what,rest in (('one move after another', 0), ('moves half a second apart', 500))]
+        with live(Path(b)) as address: rows.append(told('live explorer, 540 digits, each pair for the first time', 'live', measured(browser, address, 6, 500)))
         browser.close()
+    if out: Path(out).write_text(json.dumps({'about': ABOUT, 'rows': rows}, indent=1) + '\n')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': main(*sys.argv[1:2])
