@@ -12,7 +12,7 @@ That is an afternoon on two cores. The full schedule, for a GPU:
         --lams 0.002 0.005 0.01 0.02 0.05 --widths 2 3 4 5 6 7 8 --images 5000 --evaluations 1000
 
 CIFAR-10 (cifar10.zip) is looked for in the folder that MEBQAT_DATA names. One float network is trained first; every finetuned run starts from its weights
-and sees as many training images again (--epochs); runs from scratch see as many as both together. Every policy comes from held-out training images, and
+and sees as many training images again (--epochs); runs from scratch see --epochs-scratch, by itself as many as both together. Every policy comes from held-out training images, and
 nothing is chosen by the test images. Names: qat-W3A4 trains at one pair from the float network, scratch-W3A4 from random weights, controls all
 pairs that AdaQAT found, search-NET all searches over an any-bit network, policy-NET-W3A3-genetic the policy that was found, from the float network.
 LSQ is the quantizer of all: at eight bits it starts at the float network's own answers (DoReFa and SAT change every weight), it keeps a step per width, as any-bit networks
@@ -136,7 +136,7 @@ class Experiment:
 
     def plan(self, name):
         "What a name means."
-        a, both = self.a, self.a.epochs_start + self.a.epochs
+        a, both = self.a, self.scratch
         start, steps = lambda: self.quantized(self.open('float')), self.steps(a.epochs)
         more = dict(passes=a.epochs, lr=a.lr, after='float')
         def at(policy, network=start, **other): return Plan(network, lambda m: qat(policy), **{**more, 'bits': policy, **other})
@@ -159,6 +159,9 @@ class Experiment:
                 if how == 'export': return at(policy, lambda: export_weights(self.open('meta'), policy), after='meta')
                 return Plan(lambda: self.open('meta'), lambda m: at_policy(policy), **{**more, 'after': 'meta', 'bits': policy})
         raise SystemExit(f'no run {name}; there are {", ".join(self.names())}')
+
+    @property
+    def scratch(self): return self.a.epochs_scratch or self.a.epochs_start + self.a.epochs
 
     def names(self):
         "Everything, in an order in which it can be done."
@@ -292,11 +295,11 @@ class Experiment:
 
     def about(self):
         a, test = self.a, self.pool('test')
-        given = ' '.join(f'--{k.replace("_", "-")} {" ".join(map(str, v)) if isinstance(v, list) else v}' for k in ('epochs_start', 'epochs', 'lr_start', 'lr', 'lams', 'lam', 'widths', 'hidden', 'budgets', 'finish', 'images', 'bn_images', 'evaluations', 'seed') for v in [getattr(a, k)])
+        given = ' '.join(f'--{k.replace("_", "-")} {" ".join(map(str, v)) if isinstance(v, list) else v}' for k in ('epochs_start', 'epochs', 'epochs_scratch', 'lr_start', 'lr', 'lams', 'lam', 'widths', 'hidden', 'budgets', 'finish', 'images', 'bn_images', 'evaluations', 'seed') for v in [getattr(a, k)])
         return {'data': f'{test.name} ({a.note})' if a.note else test.name, 'test fingerprint': test.fingerprint(),
                 'network': f'resnet20, option A; first convolution and classifier at {ENDS}; LSQ with a step per width; KB and BitOPs count convolution and linear weights, ends included, a multiply-accumulate as w x a bit operations',
                 'protocol': f'float training for {a.epochs_start:g} passes over the training images (SGD {a.lr_start:g}, cosine), then {a.epochs:g} passes for every run from those weights (SGD {a.lr:g}, cosine; labels only, but MetaQuantNet and shared weights learn from the float network too, MEBQAT from its own full precision), '
-                            f'{a.epochs_start + a.epochs:g} for runs from scratch, {2*a.epochs:g} for found-long, which matches the any-bit training and the finetune of found-generator and found-export; batch {a.batch}, crop and flip, weight decay 5e-4; forward and backward passes of batches are counted for each run; last checkpoint; any-bit networks by themselves are measured at {a.finish}; one seed',
+                            f'{self.scratch:g} for runs from scratch, {2*a.epochs:g} for found-long, which matches the any-bit training and the finetune of found-generator and found-export; batch {a.batch}, crop and flip, weight decay 5e-4; forward and backward passes of batches are counted for each run; last checkpoint; any-bit networks by themselves are measured at {a.finish}; one seed',
                 'selection': f'policies on {a.images} of {len(self.pool("val"))} held-out training images, batch norm re-estimated from {a.bn_images} training images before each evaluation; test images once for each run and each search, batch norm re-estimated from 1,000 training images; lambdas all reported, none chosen',
                 'AdaQAT': f'one pair for the network, from W8A8, price the product of the widths (lambda of the run from scratch: {a.lam:g}); rate such that both would fall to 2 bits in a quarter of the steps (from scratch: half) if the loss did not object',
                 'FracBits': f'per layer, to the bit operations of uniform {a.finish}',
@@ -325,6 +328,7 @@ def arguments():
     p.add_argument('--width', type=int, default=16, help='channels of the first stage')
     p.add_argument('--epochs-start', type=float, default=8, help='passes of the float network')
     p.add_argument('--epochs', type=float, default=2, help='passes of every run after it')
+    p.add_argument('--epochs-scratch', type=float, default=0, help='passes of runs from random weights; 0: as many as both together')
     p.add_argument('--batch', type=int, default=128)
     p.add_argument('--lr-start', type=float, default=0.1, help='of the float network and of runs from scratch')
     p.add_argument('--lr', type=float, default=0.02, help='of runs from the float network')
