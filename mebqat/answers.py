@@ -7,7 +7,7 @@ __all__ = ['Answer', 'answer', 'answerer', 'playing']
 
 # %% ../nbs/37_answers.ipynb #303dc40a
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,10 +16,10 @@ from torch.func import functional_call
 
 from .adapt import adaptable, check_losses, inner_path, prototype_logits, prototypes, rates_of, split_body
 from .bits import Bits, BitSpace
-from .data import few_shot_name, load, shipped
+from .data import shipped
 from .episodes import Episode, Episodes
 from .episodic import check_fits
-from .fewruns import FewRun, few_pool, open_few
+from .fewruns import FewRun, few_pool, open_few, other_pool
 from .fewshot import InnerSteps, Prototypes, split_stem
 from .layers import use_bits
 
@@ -120,9 +120,7 @@ def playing(
 ) -> dict:                             # `answer`, `episodes`, `space` and `title`; ValueError if run and data do not fit
     "The arguments of a FewShotPlayground."
     run = open_few(_find(run))
-    channels, _, size = run.about['input']
-    pool = few_pool(run.spec, split) if data == run.spec.data else load(data, split, size=size, gray=channels == 1, by='classes', n_classes=run.spec.glyph_classes)
-    if few_shot_name(run.spec.data): pool = replace(pool, mean=(0.,)*pool.images.shape[1], std=(1.,)*pool.images.shape[1])
+    pool = few_pool(run.spec, split) if data == run.spec.data else other_pool(run.spec, data, split, tuple(run.about['input']))
     n_way = n_way or (min(10, len(pool.classes)) if run.spec.prototypical else run.spec.n_way)
     space, least = BitSpace.grid(range(2, 9), range(2, 9), full=True), run.spec.the_scheme().min_bits
     space = BitSpace([b for b in space if b.w >= least.w and b.a >= least.a])

@@ -395,7 +395,7 @@ def test_weights_that_are_not_the_described_network_are_refused(runs, tmp_path, 
     tensors, about = load_whole(runs/'qat'/'model.safetensors')
     about['spec'].update(change)
     save_whole(tmp_path/'model.safetensors', tensors, about)
-    refused('info', tmp_path, names='')
+    refused('info', tmp_path, names='model.safetensors')
 
 
 def test_a_newer_file_names_the_version_that_wrote_it(runs, tmp_path):

@@ -3,11 +3,10 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from mebqat import policies
 from mebqat.bits import Bits, Policy
-from mebqat.cli import LEARNED, LEARNING, _flag, app
+from mebqat.cli import LEARNED, LEARNING, _flag
 from mebqat.cost import profile
 from mebqat.evaluate import fitness, score
 from mebqat.layers import bit_layers
@@ -16,6 +15,7 @@ from mebqat.search import Front, SearchResult
 from mebqat.settings import LEARNED as LEARNERS, load_policy, save_policy, unspell
 from mebqat.surface import Surface
 from mebqat.train import Interrupted, load_whole, save_whole
+from test_cli import cli, good, refused
 
 SMALL = ['--width', '4', '--no-compile']
 QUICK = ['--lam', '.02', '--eta', '1', '--epochs', '3', *SMALL]
@@ -26,23 +26,6 @@ RUNS = {'float': ['train', '--method', 'float', '--epochs', 4, *SMALL], 'qat': [
         'floor': ['adaqat', *QUICK, '--lam', '9'], 'frac': ['adaqat', '--method', 'fracbits', '--target-bytes', '1kB', '--eta', '1', '--epochs', 2, *SMALL]}
 LAYERS = ('block2.conv', 'block3.conv', 'block4.conv')
 BUDGET = ['--max-bytes', '1.2kB', '--max-bitops', '2.8M']  # of 0.72 to 1.47 kB and 2.5 to 3.5 MBitOPs
-
-
-def cli(*args): return CliRunner().invoke(app, [str(a) for a in args])
-
-
-def good(*args):
-    done = cli(*args)
-    assert done.exit_code == 0, done.stderr
-    return done
-
-
-def refused(*args, names):
-    "Assert exit code 2, one line on standard error that says `names`, nothing on standard output; give the line."
-    done = cli(*args)
-    assert done.exit_code == 2 and done.stdout == '' and len(done.stderr.splitlines()) == 1, (done.exit_code, done.stdout, done.stderr)
-    assert done.stderr.startswith('mebqat: ') and str(names) in done.stderr, done.stderr
-    return done.stderr
 
 
 @pytest.fixture(scope='module')
@@ -314,7 +297,7 @@ def test_the_exact_search_says_what_it_needs(runs, monkeypatch):
     refused('search', runs/'mebqat', *BUDGET, '--method', 'exact', names="pip install 'mebqat[search]'")
 
 
-def test_a_pair_of_budgets_that_no_policy_meets_is_refused(runs, tmp_path):
+def test_a_small_budget_gives_the_smallest_weights_and_keeps_the_activations(runs, tmp_path):
     said = json.loads(searched(runs, tmp_path, '--max-bytes', 740, '--widths', '2,8', '--json').stdout)
     assert set(said['policy'].values()) == {'W2A8'}
 

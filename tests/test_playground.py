@@ -32,6 +32,17 @@ CROSS = [[[.2, .2], [.8, .8]], [[.8, .2], [.2, .8]]]
 def ready(): return playing(n_way=6, n_query=3)
 
 
+def test_other_images_come_in_the_form_of_the_network(tmp_path):
+    "A folder of coloured pictures, larger than the network's; and one form for the playground and for measuring."
+    for c in range(12):
+        (tmp_path/'signs'/f'sign{c:02d}').mkdir(parents=True)
+        for i in range(5): Image.fromarray(np.random.default_rng([c, i]).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path/'signs'/f'sign{c:02d}'/f'{i}.png')
+    given = playing(data=str(tmp_path/'signs'), split='all', n_way=12, n_query=2)
+    assert given['episodes'][0].support.shape == (12, 1, 28, 28) and given['answer'](given['episodes'][0], LOW).predicted.shape == (24,)
+    ours, theirs = playing(n_way=6, n_query=3)['episodes'][7], open_few(shipped('omniglot_mebqat_pn.safetensors')).episodes(n_way=6, k_shot=1, n_query=3, data='glyphs')[7]
+    assert torch.equal(ours.support, theirs.support) and torch.equal(ours.query, theirs.query)
+
+
 @pytest.fixture
 def play(ready): return FewShotPlayground(**ready)
 
