@@ -1,0 +1,61 @@
+"""What became of the MAML runs of few_shot.py, whose inner rate of 0.2 is too bold: their validation accuracy by step, their test accuracy, and the rate's effect before any training.
+
+    python tests/bench/omniglot/plateau.py --out runs/omniglot --split-file omniglot_vinyals_split.json    # after few_shot.py --only mebqat-maml maml maml-qat-W3A8
+
+Omniglot is looked for in the folder that MEBQAT_DATA names.
+"""
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import mebqat
+from mebqat.bits import BitSpace
+from mebqat.cli import open_scores
+from mebqat.episodes import Episodes
+from mebqat.episodic import sweep_episodes
+from mebqat.fewruns import few_network, few_pool, open_few
+from mebqat.methods import FP
+from mebqat.surface import write_text
+
+RATES, EPISODES, RESULTS = (0.02, 0.04, 0.1, 0.2), 8, Path('data/results/omniglot_maml_plateau.json')
+
+
+def probe(run):
+    "Accuracy of five inner steps on a classifier of zeros, the start's embedding under it, by inner rate."
+    spec, out = run.spec, {}
+    pool = few_pool(spec, 'val')
+    for rate in RATES:
+        model = few_network(replace(spec, inner_lr=rate, learn_rates=False), pool)
+        torch.nn.init.zeros_([m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1].weight)
+        episodes = Episodes(pool, spec.n_way, spec.k_shot, 15, seed=0)
+        learner = replace(spec, inner_lr=rate, learn_rates=False).learner()
+        out[rate] = sweep_episodes(model.eval(), learner, episodes, BitSpace([FP]), EPISODES).surface().at(FP).accuracy
+        print(f'inner rate {rate}: {100*out[rate]:.1f} %', flush=True)
+    return out
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--out', type=Path, required=True, help='folder of the runs')
+    p.add_argument('--split-file', default='')
+    p.add_argument('--threads', type=int, default=1)
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    runs = {n: open_few(a.out/n) for n in ('mebqat-maml', 'maml', 'maml-qat-W3A8')}
+    rows = []
+    for name,run in runs.items():
+        keep = lambda r: {k: (v if isinstance(v, int) else round(v, 4)) for k,v in r.items() if k == 'step' or k.startswith('val')}
+        test = {str(b): [q.accuracy, q.low, q.high] for b,q in open_scores(a.out/name/'1-shot.safetensors').surface().points.items()}
+        rows.append({'name': name, 'history': [*map(keep, run.history.rows)], 'test': test})
+        print(name, test)
+    first = runs['maml'].spec
+    about = {'data': f'Omniglot, 28x28, 20-way 1-shot; split file {a.split_file}', 'recipe': f'{first.steps} steps of {first.n_tasks} tasks from the float prototypical network of omniglot_few_shot.json; {first.inner_steps} inner steps on the classifier alone, second order, learned rates from {first.inner_lr}, Adam {first.lr:g}, cosine; seed {first.seed}',
+             'probe': f'{EPISODES} validation episodes, 15 queries a class, full precision, classifier of zeros on the same start, before any MAML training', 'test': '600 test episodes, 15 queries a class, 95 % intervals over episodes',
+             'command': f'python tests/bench/omniglot/plateau.py --out runs/omniglot --split-file {a.split_file}', 'mebqat': mebqat.__version__, 'torch': torch.__version__}
+    write_text(RESULTS, json.dumps({'format': 'mebqat-results', 'version': 1, 'about': about, 'rates': {str(k): v for k,v in probe(runs['maml']).items()}, 'runs': rows}, indent=1) + '\n')
+
+
+if __name__ == '__main__': main()
