@@ -14,7 +14,7 @@ That is an afternoon on two cores. The full schedule, for a GPU:
 CIFAR-10 (cifar10.zip) is looked for in the folder that MEBQAT_DATA names. One float network is trained first; every finetuned run starts from its weights
 and sees as many training images again (--epochs); runs from scratch see --epochs-scratch, by itself as many as both together. Every policy comes from held-out training images, and
 nothing is chosen by the test images. Names: qat-W3A4 trains at one pair from the float network, scratch-W3A4 from random weights, controls all
-pairs that AdaQAT found, search-NET all searches over an any-bit network, policy-NET-W3A3-genetic the policy that was found, from the float network.
+pairs that AdaQAT found, search-NET all searches over an any-bit network, policy-NET-halfway-genetic the policy that was found, from the float network.
 LSQ is the quantizer of all: at eight bits it starts at the float network's own answers (DoReFa and SAT change every weight), it keeps a step per width, as any-bit networks
 and AdaQAT's probes need, and it lost least in data/results/cifar10_resnet20.json. Stopped runs and searches are continued, finished ones kept.
 """
@@ -49,7 +49,8 @@ from mebqat.train import Batches, TrainConfig, fit, load_whole, save_whole
 ENDS = Bits(8, 8)
 UNIFORM = BitSpace.parse('W2A2 W3A3 W4A4 W8A8')
 NETWORKS = {'meta': 'generators', 'shared': 'shared weights, trained as the generators are', 'mebqat': 'MEBQAT over uniform pairs'}
-BUDGETS = {'W3A3': ('bytes', 'bitops'), 'W4A4': ('bytes', 'bitops'), 'W2A4': ('bitops',)}  # what of the uniform network's cost is a limit
+BUDGETS = {'W3A3': ('bytes', 'bitops'), 'W4A4': ('bytes', 'bitops'), 'W2A4': ('bitops',), 'halfway': ('bytes', 'bitops')}  # what of the uniform network's cost is a limit
+HALFWAY = 'W2A2', 'W3A3'  # `halfway` is the mean cost of these two
 SEARCHES = ('genetic', 'random', 'greedy', 'exact', 'uniform')
 TINY = dict(data='digits', val=200, width=4, epochs_start=2, epochs=2, batch=64, widths=[2, 3, 8], images=100, bn_images=50, evaluations=20)
 
@@ -123,8 +124,9 @@ class Experiment:
     def costs(self): return profile(self.quantized(self.fresh()), (1, *self.pool('train').images.shape[1:]))
 
     def budget(self, name):
-        cost = self.costs.at(Bits.parse(name))
-        return Budget(**{f'max_{k}': {'bytes': cost.weight_bytes, 'bitops': cost.bitops}[k] for k in BUDGETS[name]})
+        costs = [self.costs.at(Bits.parse(pair)) for pair in (HALFWAY if name == 'halfway' else [name])]
+        mean = {'bytes': sum(c.weight_bytes for c in costs)/len(costs), 'bitops': sum(c.bitops for c in costs)//len(costs)}
+        return Budget(**{f'max_{k}': mean[k] for k in BUDGETS[name]})
 
     def policy(self, search):
         "The policy that a finished search found."
@@ -154,7 +156,7 @@ class Experiment:
                 return Plan(network, lambda m: metaquantnet(policies_of(m, a.widths, a.widths), self.open('float')), **more, bits=Bits.parse(a.finish))
             case ['policy', search]: return at(self.policy(search))
             case ['found', how] if how in ('generator', 'export', 'long'):
-                policy = self.policy(f'meta-{a.finish}-genetic')
+                policy = self.policy(f'meta-{a.deploy}-genetic')
                 if how == 'long': return at(policy, passes=2*a.epochs)
                 if how == 'export': return at(policy, lambda: export_weights(self.open('meta'), policy), after='meta')
                 return Plan(lambda: self.open('meta'), lambda m: at_policy(policy), **{**more, 'after': 'meta', 'bits': policy})
@@ -168,7 +170,7 @@ class Experiment:
         a = self.a
         yield from ('float', 'float-more', *(f'qat-{b}' for b in UNIFORM), *self.learned(), 'controls', f'fracbits-{a.finish}')
         for net in NETWORKS: yield from (net, f'search-{net}')
-        yield from (f'policy-{s}-{a.finish}-{m}' for s,m in (('meta', 'genetic'), ('mebqat', 'genetic'), ('meta', 'random')))
+        yield from (f'policy-{s}-{a.deploy}-{m}' for s,m in (('meta', 'genetic'), ('mebqat', 'genetic'), ('meta', 'random')))
         yield from ('found-generator', 'found-export', 'found-long')
 
     def learned(self): return [*(f'adaqat-{lam:g}' for lam in self.a.lams), 'adaqat-scratch']
@@ -295,7 +297,7 @@ class Experiment:
 
     def about(self):
         a, test = self.a, self.pool('test')
-        given = ' '.join(f'--{k.replace("_", "-")} {" ".join(map(str, v)) if isinstance(v, list) else v}' for k in ('epochs_start', 'epochs', 'epochs_scratch', 'lr_start', 'lr', 'lams', 'lam', 'widths', 'hidden', 'budgets', 'finish', 'images', 'bn_images', 'evaluations', 'seed') for v in [getattr(a, k)])
+        given = ' '.join(f'--{k.replace("_", "-")} {" ".join(map(str, v)) if isinstance(v, list) else v}' for k in ('epochs_start', 'epochs', 'epochs_scratch', 'lr_start', 'lr', 'lams', 'lam', 'widths', 'hidden', 'budgets', 'finish', 'deploy', 'images', 'bn_images', 'evaluations', 'seed') for v in [getattr(a, k)])
         return {'data': f'{test.name} ({a.note})' if a.note else test.name, 'test fingerprint': test.fingerprint(),
                 'network': f'resnet20, option A; first convolution and classifier at {ENDS}; LSQ with a step per width; KB and BitOPs count convolution and linear weights, ends included, a multiply-accumulate as w x a bit operations',
                 'protocol': f'float training for {a.epochs_start:g} passes over the training images (SGD {a.lr_start:g}, cosine), then {a.epochs:g} passes for every run from those weights (SGD {a.lr:g}, cosine; labels only, but MetaQuantNet and shared weights learn from the float network too, MEBQAT from its own full precision), '
@@ -303,7 +305,7 @@ class Experiment:
                 'selection': f'policies on {a.images} of {len(self.pool("val"))} held-out training images, batch norm re-estimated from {a.bn_images} training images before each evaluation; test images once for each run and each search, batch norm re-estimated from 1,000 training images; lambdas all reported, none chosen',
                 'AdaQAT': f'one pair for the network, from W8A8, price the product of the widths (lambda of the run from scratch: {a.lam:g}); rate such that both would fall to 2 bits in a quarter of the steps (from scratch: half) if the loss did not object',
                 'FracBits': f'per layer, to the bit operations of uniform {a.finish}',
-                'searches': f'widths {" ".join(map(str, a.widths))} for weights and for activations of each layer; budgets are the costs of uniform networks: ' + ', '.join(f'{b} by {" and ".join(BUDGETS[b])}' for b in a.budgets),
+                'searches': f'widths {" ".join(map(str, a.widths))} for weights and for activations of each layer; budgets are the costs of uniform networks: ' + ', '.join(f'{b}{f" (the mean of {HALFWAY[0]} and {HALFWAY[1]})"*(b == "halfway")} by {" and ".join(BUDGETS[b])}' for b in a.budgets),
                 'reconstruction': 'AdaQAT and MetaQuantNet are reconstructions; what their papers are known to say is in the notebooks',
                 'interval': 'Wilson 95 % over test images (not over seeds)', 'drop': 'points below our own float network', 'seed': a.seed, 'mebqat': mebqat.__version__, 'torch': torch.__version__,
                 'command': f'python tests/bench/cifar10/policies.py --out runs/policies {given}'}
@@ -337,7 +339,8 @@ def arguments():
     p.add_argument('--widths', type=int, nargs='+', default=[2, 3, 4, 6, 8], help='candidates of the any-bit networks and searches')
     p.add_argument('--hidden', type=int, default=32, help='hidden units of the generators')
     p.add_argument('--budgets', nargs='+', default=list(BUDGETS), choices=BUDGETS)
-    p.add_argument('--finish', default='W3A3', choices=BUDGETS, help='budget whose policy is finetuned, and of FracBits')
+    p.add_argument('--finish', default='W3A3', choices=[b for b in BUDGETS if b != 'halfway'], help='pair that any-bit networks are measured at by themselves, and budget of FracBits')
+    p.add_argument('--deploy', default='halfway', choices=BUDGETS, help='budget whose policy is finetuned')
     p.add_argument('--images', type=int, default=2000, help='held-out images of an evaluation')
     p.add_argument('--bn-images', type=int, default=1000, help='training images of its batch norm')
     p.add_argument('--evaluations', type=int, default=144, help='of a genetic and of a random search; a multiple of 8 gives both the same number')
@@ -348,7 +351,7 @@ def arguments():
     a = p.parse_args()
     if a.tiny: vars(a).update(TINY)
     if a.tiny and a.results == p.get_default('results'): raise SystemExit('--tiny needs --results, another file than the real one')
-    if a.finish not in a.budgets: raise SystemExit(f'--finish {a.finish} is not among the budgets')
+    if a.deploy not in a.budgets: raise SystemExit(f'--deploy {a.deploy} is not among the budgets')
     return a
 
 
