@@ -43,7 +43,7 @@ def quantity(
     return float(m[1])*{'': 1, 'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}[m[2].lower()]
 
 # %% ../nbs/49_policies.ipynb #1d009d5b
-MANY = ('ptq', 'adabits', 'any-precision', 'mebqat')  # methods whose networks run at many pairs
+MANY = ('ptq', 'adabits', 'any-precision', 'mebqat', 'metaquantnet')  # methods whose networks run at many pairs
 
 
 def parse_widths(

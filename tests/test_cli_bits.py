@@ -10,6 +10,7 @@ from mebqat.cli import LEARNED, LEARNING, _flag
 from mebqat.cost import profile
 from mebqat.evaluate import fitness, score
 from mebqat.layers import bit_layers
+from mebqat.metaquantnet import export_weights, generators
 from mebqat.runs import RunSpec, float_network, open_run, train_run
 from mebqat.search import Front, SearchResult
 from mebqat.settings import LEARNED as LEARNERS, load_policy, save_policy, unspell
@@ -22,6 +23,7 @@ QUICK = ['--lam', '.02', '--eta', '1', '--epochs', '3', *SMALL]
 RUNS = {'float': ['train', '--method', 'float', '--epochs', 4, *SMALL], 'qat': ['train', '--method', 'qat', '--bits', 'W4A4', '--epochs', .5, *SMALL],
         'mebqat': ['train', '--bits', 'W2A2 W2A4 W2A8 W4A2 W4A4 W4A8 W8A2 W8A4 W8A8 FP', '--epochs', 4, '--seed', 3, *SMALL],
         'adabits': ['train', '--method', 'adabits', '--bn', 'switchable', '--epochs', 2, *SMALL],
+        'meta': ['train', '--method', 'metaquantnet', '--init', 'RUNS/float', '--bits', 'W2A2 W4A4 W8A8', '--hidden', 8, '--epochs', 2, *SMALL],
         'pair': ['adaqat', *QUICK], 'layers': ['adaqat', '--granularity', 'layer', '--hardware', 'bitops', *QUICK],
         'floor': ['adaqat', *QUICK, '--lam', '9'], 'frac': ['adaqat', '--method', 'fracbits', '--target-bytes', '1kB', '--eta', '1', '--epochs', 2, *SMALL]}
 LAYERS = ('block2.conv', 'block3.conv', 'block4.conv')
@@ -33,7 +35,7 @@ def runs(tmp_path_factory):
     "One small run of every kind; what each said is beside it."
     folder = tmp_path_factory.mktemp('bits')
     for name,(command, *rest) in RUNS.items():
-        done = good(command, '--out', folder/name, *rest)
+        done = good(command, '--out', folder/name, *(str(r).replace('RUNS', str(folder)) for r in rest))
         (folder/f'{name}.out').write_text(done.stdout)
         (folder/f'{name}.err').write_text(done.stderr)
     return folder
@@ -300,6 +302,32 @@ def test_the_exact_search_says_what_it_needs(runs, monkeypatch):
 def test_a_small_budget_gives_the_smallest_weights_and_keeps_the_activations(runs, tmp_path):
     said = json.loads(searched(runs, tmp_path, '--max-bytes', 740, '--widths', '2,8', '--json').stdout)
     assert set(said['policy'].values()) == {'W2A8'}
+
+
+def test_a_policy_is_found_and_tuned_over_generated_weights(runs, tmp_path):
+    "Search over a metaquantnet run, then train on from the weights its generators make at the policy."
+    run = open_run(runs/'meta')
+    assert (run.spec.hidden, set(generators(run.model))) == (8, set(LAYERS)) and run.history.rows[-1]['val W8A8'] > .5
+    said = json.loads(good('search', runs/'meta', '--out', tmp_path/'found', *BUDGET, '--population', 8, '--generations', 2, '--json').stdout)
+    policy = load_policy(tmp_path/'found'/'policy.json')
+    assert unspell(said['policy']) == policy and {b.w for b in policy.values()} | {b.a for b in policy.values()} <= {2, 4, 8}
+    good('train', '--method', 'qat', '--policy', tmp_path/'found'/'policy.json', '--init', runs/'meta', '--epochs', .1, '--out', tmp_path/'tuned', *SMALL)
+    tuned = open_run(tmp_path/'tuned')
+    start, there = float_network(tuned.spec, tuned.pool('train')).state_dict(), export_weights(run.model, policy).state_dict()
+    assert tuned.setting == policy and all(torch.equal(v, there[k]) for k,v in start.items())
+
+
+def test_shared_weights_are_the_control_without_generators(runs, tmp_path):
+    good('train', '--method', 'metaquantnet', '--init', runs/'float', '--hidden', 0, '--epochs', .2, '--out', tmp_path/'run', *SMALL)
+    run = open_run(tmp_path/'run')
+    assert generators(run.model) == {} and len(run.spec.space()) == 25
+
+
+@pytest.mark.parametrize('said, names', [([], 'init='), (['--init', 'RUNS/float', '--bits', 'FP'], 'weight widths: an empty set'), (['--init', 'RUNS/float', '--hidden', -1], '-1'),
+                                         (['--init', 'RUNS/nothing'], 'nothing'), (['--init', 'RUNS/mebqat'], 'holds no float')], ids=str)
+def test_generators_that_cannot_be_are_refused(runs, tmp_path, said, names):
+    refused('train', '--method', 'metaquantnet', '--out', tmp_path/'run', *(str(w).replace('RUNS', str(runs)) for w in said), *SMALL, names=names)
+    assert not (tmp_path/'run').exists()
 
 
 # Training at a policy
