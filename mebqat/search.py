@@ -7,10 +7,11 @@ __all__ = ['FORMAT', 'VERSION', 'SYMBOLS', 'Layer', 'as_layers', 'ladders', 'can
            'price', 'chosen', 'totals', 'to_policies', 'to_genes', 'to_record', 'from_record', 'Budget', 'tilted',
            'moves', 'repaired', 'limits_of', 'random_policies', 'random_policy', 'repair', 'SearchResult',
            'result_frame', 'result_html', 'race', 'heading', 'dump_result', 'read_json', 'read_result', 'number',
-           'earlier', 'Ledger', 'keep', 'unseen', 'at_least', 'random_search', 'uniform', 'mutated', 'crossed',
-           'offspring', 'born', 'fittest', 'genetic', 'Sensitivity', 'lowered', 'measured', 'measure', 'descended',
-           'by_table', 'by_score', 'same_space', 'greedy', 'milp_of_scipy', 'solve', 'by_step', 'exact', 'undominated',
-           'area', 'volume', 'Front', 'hypervolume', 'best_point', 'tell', 'draw_front', 'dump_front', 'read_front']
+           'earlier', 'Ledger', 'keep', 'unseen', 'at_least', 'random_search', 'uniform', 'finalists', 'mutated',
+           'crossed', 'offspring', 'born', 'fittest', 'genetic', 'Sensitivity', 'lowered', 'measured', 'measure',
+           'descended', 'by_table', 'by_score', 'same_space', 'greedy', 'milp_of_scipy', 'solve', 'by_step', 'exact',
+           'undominated', 'area', 'volume', 'Front', 'hypervolume', 'best_point', 'tell', 'draw_front', 'dump_front',
+           'read_front']
 
 # %% ../nbs/25_search.ipynb #c45c5d52
 import json, math, time
@@ -651,6 +652,26 @@ def uniform(
     if not policies: raise ValueError(f'no pair that all layers share costs {budget}; the layers share {", ".join(map(str, sorted(common))) or "none"}')
     with Ledger(SearchResult(space, budget, 'uniform', (), meta=meta or {}), fitness, len(policies), **keep) as ledger:
         ledger.score(space.genes(policies))
+        return ledger.finish()
+
+# %% ../nbs/25_search.ipynb #6b9d61e4
+def finalists(
+    results:Iterable[SearchResult], # Searches of one space under one budget
+    fitness:Callable,    # `fitness(policy) -> float` on images that no search has seen; higher is better
+    n:int=10,            # Fittest policies of each search
+    meta:dict|None=None, # Protocol of this fitness, JSON-able
+    **keep,              # `checkpoint`, `resume`, `known`, `stop`, `desc`: see `Ledger`
+) -> SearchResult:       # Its best is the winner; ValueError for searches of different spaces or budgets
+    "Score the best policies again: the luck that made them first does not come twice."
+    results = [results] if isinstance(results, SearchResult) else list(results)
+    at_least(1, n=n)
+    if not any(r.points() for r in results): raise ValueError('no search has scored a policy within its budget, so there are no finalists')
+    first = results[0]
+    if any(r.budget != first.budget or r.space.record() != first.space.record() for r in results): raise ValueError('finalists must be of one space and one budget; search again with the same')
+    best = [s for r in results for s in sorted(r.points(), key=lambda s: -s.fitness)[:n]]
+    policies = list(dict.fromkeys(s.policy for s in best))
+    with Ledger(SearchResult(first.space, first.budget, 'finalists', (), {'n': n, 'from': [r.method for r in results]}, meta=meta or {}), fitness, len(policies), **keep) as ledger:
+        ledger.score(first.space.genes(policies))
         return ledger.finish()
 
 # %% ../nbs/25_search.ipynb #832cf4a8

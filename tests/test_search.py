@@ -16,7 +16,7 @@ from mebqat.exploration import cost_table
 from mebqat.layers import quantize, use_bits
 from mebqat.models import make, small_cnn
 from mebqat.quantizers import LSQ
-from mebqat.search import (Budget, Front, Layer, Scored, SearchResult, SearchSpace, Sensitivity, by_table, crossed, descended, exact, genetic, greedy,
+from mebqat.search import (Budget, Front, Layer, Scored, SearchResult, SearchSpace, Sensitivity, by_table, crossed, descended, exact, finalists, genetic, greedy,
                            limits_of, measure, moves, mutated, random_policies, random_policy, random_search, repair, repaired, solve, totals, uniform)
 from mebqat.train import Interrupted
 
@@ -268,6 +268,23 @@ def test_genetic_refuses(kwargs, word):
 
 METHODS = {'genetic': (genetic, dict(population=20, generations=4, mutants=8, crossovers=8)), 'random': (random_search, dict(evaluations=70)),
            'greedy': (greedy, {}), 'remeasured': (greedy, dict(remeasure=True)), 'exact': (exact, {}), 'uniform': (uniform, {})}
+
+
+def test_finalists_are_the_best_of_each_search_scored_again(tmp_path):
+    space, calls = small_space(), []
+    limit, fresh = part(space), lambda p: calls.append(p) or toy(space)(p)/2
+    results = [random_search(space, toy(space), limit, 40, seed=s) for s in (0, 1)]
+    won = finalists(results, fresh, n=3, checkpoint=tmp_path/'again.json')
+    top = {s.policy: s.fitness for r in results for s in sorted(r.evaluated, key=lambda s: -s.fitness)[:3]}
+    assert set(calls) == set(top) == {s.policy for s in won.evaluated} and len(calls) == len(top)
+    assert won.best.policy == max(top, key=top.get) and won.best.fitness == pytest.approx(max(top.values())/2)
+    assert SearchResult.load(tmp_path/'again.json').finished and finalists(results[0], fresh, n=1).evaluations == 1
+
+
+@pytest.mark.parametrize('results, word', [(lambda s: [], 'no finalists'), (lambda s: [random_search(s, toy(s), part(s, b), 5) for b in (.4, .5)], 'one budget')], ids=str)
+def test_finalists_refuse(results, word):
+    with pytest.raises(ValueError, match=word): finalists(results(small_space()), toy(small_space()))
+    with pytest.raises(ValueError, match='n must be'): finalists([], toy(small_space()), n=0)
 
 
 @pytest.mark.parametrize('name', METHODS)

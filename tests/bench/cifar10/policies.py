@@ -14,7 +14,7 @@ That is an afternoon on two cores. The full schedule, for a GPU:
 CIFAR-10 (cifar10.zip) is looked for in the folder that MEBQAT_DATA names. One float network is trained first; every finetuned run starts from its weights
 and sees as many training images again (--epochs); runs from scratch see --epochs-scratch, by itself as many as both together. Every policy comes from held-out training images, and
 nothing is chosen by the test images. Names: qat-W3A4 trains at one pair from the float network, scratch-W3A4 from random weights, controls all
-pairs that AdaQAT found, search-NET all searches over an any-bit network, policy-NET-halfway-genetic the policy that was found, from the float network.
+pairs that AdaQAT found, search-NET all searches over an any-bit network, finalists-NET their best policies scored again, policy-NET-halfway-genetic the policy that was found, from the float network.
 LSQ is the quantizer of all: at eight bits it starts at the float network's own answers (DoReFa and SAT change every weight), it keeps a step per width, as any-bit networks
 and AdaQAT's probes need, and it lost least in data/results/cifar10_resnet20.json. Stopped runs and searches are continued, finished ones kept.
 """
@@ -34,7 +34,7 @@ import mebqat
 from mebqat.adaqat import AdaQAT, FracBits
 from mebqat.bits import Bits, BitSpace, Policy
 from mebqat.cost import profile
-from mebqat.data import augment, load
+from mebqat.data import augment, choose, load
 from mebqat.evaluate import answers, deployed, fitness
 from mebqat.layers import quantize
 from mebqat.metaquantnet import at_policy, export_weights, generate, metaquantnet, policies_of
@@ -42,7 +42,7 @@ from mebqat.methods import FP, float_training, qat
 from mebqat.methods import mebqat as any_bits
 from mebqat.models import resnet20
 from mebqat.quantizers import LSQ
-from mebqat.search import Budget, SearchResult, SearchSpace, exact, genetic, greedy, measure, random_search, uniform
+from mebqat.search import Budget, SearchResult, SearchSpace, exact, finalists, genetic, greedy, measure, random_search, uniform
 from mebqat.surface import wilson, write_text
 from mebqat.train import Batches, TrainConfig, fit, load_whole, save_whole
 
@@ -169,7 +169,7 @@ class Experiment:
         "Everything, in an order in which it can be done."
         a = self.a
         yield from ('float', 'float-more', *(f'qat-{b}' for b in UNIFORM), *self.learned(), 'controls', f'fracbits-{a.finish}')
-        for net in NETWORKS: yield from (net, f'search-{net}')
+        for net in NETWORKS: yield from (net, f'search-{net}', f'finalists-{net}')
         yield from (f'policy-{s}-{a.deploy}-{m}' for s,m in (('meta', 'genetic'), ('mebqat', 'genetic'), ('meta', 'random')))
         yield from ('found-generator', 'found-export', 'found-long')
 
@@ -243,11 +243,34 @@ class Experiment:
 
     # searching
 
+    def held(self):
+        "Held-out images that searches score on, and the others."
+        val = self.pool('val')
+        seen = choose(val.labels, self.a.images, torch.Generator().manual_seed(self.a.seed), even=True)
+        rest = torch.ones(len(val), dtype=torch.bool)
+        rest[seen] = False
+        return val.take(seen), val.take(rest.nonzero()[:, 0])
+
+    def again(self, net):
+        "The ten best policies of each search once more, on held-out images that no search has seen."
+        a, model, (_, fresh) = self.a, self.open(net), self.held()
+        score = fitness(model, fresh, self.pool('train'), a.bn_images)
+        for limit in a.budgets:
+            results = [SearchResult.load(file) for m in ('genetic', 'random', 'uniform', 'greedy', 'exact') if (file := a.out/f'{net}-{limit}-{m}'/'search.json').exists()]
+            name = f'{net}-{limit}-finalists'
+            if not results or (a.out/name/'result.json').exists(): continue
+            (a.out/name).mkdir(parents=True, exist_ok=True)
+            won = finalists(results, score, 10, {'network': net, 'images': len(fresh), 'held out': fresh.fingerprint()}, checkpoint=a.out/name/'search.json', resume=True)
+            before = {s.policy: s.fitness for r in results for s in r.evaluated}
+            self.keep(name, {'network': NETWORKS[net], 'search': 'finalists', 'budget': limit, 'passes with those before': self.before(net), 'evaluations': won.evaluations, 'images': len(fresh),
+                             'images forward': won.evaluations*(len(fresh) + a.bn_images), 'seconds': won.seconds, 'scores': [[round(before[s.policy], 4), round(s.fitness, 4)] for s in won.evaluated],
+                             'validation accuracy': won.best.fitness, **self.point(model, won.best.policy)})
+
     def search(self, net):
         "All searches over an any-bit network; the test images see only what each has chosen."
         a, model = self.a, self.open(net)
         space = SearchSpace(self.costs, BitSpace.grid(a.widths, a.widths), ends=ENDS)
-        held = self.pool('val').subset(a.images, torch.Generator().manual_seed(a.seed))
+        held, _ = self.held()
         score = fitness(model, held, self.pool('train'), a.bn_images)
         meta = {'network': net, 'weights': load_whole(a.out/net/'model.safetensors')[1]['config'], 'images': a.images, 'batch norm images': a.bn_images, 'held out': held.fingerprint()}
         def settings(name):
@@ -277,6 +300,7 @@ class Experiment:
         start = time.time()
         if name == 'controls': return [self.do(self.control(n)) for n in self.learned() if self.done(n)]
         if name.startswith('search-'): self.search(name.removeprefix('search-'))
+        elif name.startswith('finalists-'): self.again(name.removeprefix('finalists-'))
         else:
             self.train(name)
             self.measure(name)
@@ -285,9 +309,10 @@ class Experiment:
     def collect(self):
         "All results with their protocol in one file."
         a, rows = self.a, []
-        known = [*self.names(), *(self.control(n) for n in self.learned() if self.done(n)), *(f'{net}-{b}-{m}' for net in NETWORKS for b in a.budgets for m in SEARCHES), *sorted(f.parent.name for f in a.out.glob('*/result.json'))]
+        known = [*self.names(), *(self.control(n) for n in self.learned() if self.done(n)), *(f'{net}-{b}-{m}' for net in NETWORKS for b in a.budgets for m in (*SEARCHES, 'finalists')), *sorted(f.parent.name for f in a.out.glob('*/result.json'))]
         for name in dict.fromkeys(known):
             file = a.out/name/'result.json'
+            if name.startswith('finalists-'): continue
             if file.exists(): rows.append(json.loads(file.read_text()))
             elif name != 'controls' and not name.startswith('search-'): print(f'{name} is missing')
         if not rows or rows[0]['name'] != 'float': raise SystemExit('the float network is missing, and every drop is from it')
@@ -302,7 +327,7 @@ class Experiment:
                 'network': f'resnet20, option A; first convolution and classifier at {ENDS}; LSQ with a step per width; KB and BitOPs count convolution and linear weights, ends included, a multiply-accumulate as w x a bit operations',
                 'protocol': f'float training for {a.epochs_start:g} passes over the training images (SGD {a.lr_start:g}, cosine), then {a.epochs:g} passes for every run from those weights (SGD {a.lr:g}, cosine; labels only, but MetaQuantNet and shared weights learn from the float network too, MEBQAT from its own full precision), '
                             f'{self.scratch:g} for runs from scratch, {2*a.epochs:g} for found-long, which matches the any-bit training and the finetune of found-generator and found-export; batch {a.batch}, crop and flip, weight decay 5e-4; forward and backward passes of batches are counted for each run; last checkpoint; any-bit networks by themselves are measured at {a.finish}; one seed',
-                'selection': f'policies on {a.images} of {len(self.pool("val"))} held-out training images, batch norm re-estimated from {a.bn_images} training images before each evaluation; test images once for each run and each search, batch norm re-estimated from 1,000 training images; lambdas all reported, none chosen',
+                'selection': f'policies on {a.images} of {len(self.pool("val"))} held-out training images, batch norm re-estimated from {a.bn_images} training images before each evaluation; test images once for each run and each search, batch norm re-estimated from 1,000 training images; lambdas all reported, none chosen; finalists are the ten best of each search, scored again on the other held-out images',
                 'AdaQAT': f'one pair for the network, from W8A8, price the product of the widths (lambda of the run from scratch: {a.lam:g}); rate such that both would fall to 2 bits in a quarter of the steps (from scratch: half) if the loss did not object',
                 'FracBits': f'per layer, to the bit operations of uniform {a.finish}',
                 'searches': f'widths {" ".join(map(str, a.widths))} for weights and for activations of each layer; budgets are the costs of uniform networks: ' + ', '.join(f'{b}{f" (the mean of {HALFWAY[0]} and {HALFWAY[1]})"*(b == "halfway")} by {" and ".join(BUDGETS[b])}' for b in a.budgets),
