@@ -12,7 +12,7 @@ TOP = {'settings.ini', 'setup.py', 'README.md', 'Makefile', 'LICENSE', 'CHANGELO
        'nbs', 'mebqat', 'tests', 'data', 'docs'}
 # What a module must not lead to, directly or through others.
 BARRED = {'data': {'bits', 'kernels', 'quantizers', 'layers'}, 'models': {'bits', 'kernels', 'quantizers', 'layers'},
-          'search': {'layers', 'models', 'quantizers'}, 'widgets': {'layers', 'models', 'quantizers'}, 'pages': {'layers', 'models', 'quantizers'}, 'train': {'methods', 'evaluate'}}
+          'search': {'layers', 'models', 'quantizers'}, 'front': {'layers', 'models', 'quantizers', 'cost'}, 'widgets': {'layers', 'models', 'quantizers'}, 'pages': {'layers', 'models', 'quantizers'}, 'train': {'methods', 'evaluate'}}
 
 by_name = lambda p: p.stem
 
