@@ -25,12 +25,13 @@ from .bits import Bits, Policy
 from .data import Pool
 from .evaluate import fitness, protocol, score
 from .exploration import cost_table
+from .front import front_look, front_part
 from .layers import use_bits
-from .plots import training, write_page
+from .plots import page, training, write_page
 from .runs import Run, weights_file
 from .search import Budget, Front, SearchResult, SearchSpace, exact, genetic, greedy, race, random_search, uniform
 from .settings import save_policy
-from .surface import Point, name_figure
+from .surface import Point, name_figure, write_text
 
 # %% ../nbs/49_policies.ipynb #9a0173dc
 def quantity(
@@ -239,12 +240,13 @@ def keep_found(
     spec, r, front = found.run.spec, found.result, found.front
     save_policy(folder/'policy.json', found.policy, **found.record())
     front.save(folder/'front.json')
-    write_page(folder/'search.html', f'Bits under a budget: {spec.model} on {Path(spec.data).name}', [
+    parts = [
         f'<p>Network: one {html.escape(spec.method)} network ({spec.scheme}). Budget: {found.budget}. {r.evaluations} policies were scored by the {r.method} search on {r.meta["images"]} images held out of the training '
         f'part, batch norm re-estimated for each; then the policy found and the best uniform pair were measured once on the test images. Intervals are 95 %.</p>',
         found.to_frame(), race({r.method: r} | ({'uniform pairs': found.line} if found.line and r is not found.line else {}), '', 'The best accuracy on held-out images within the budget, as policies were scored.'),
-        *(front.plot(x, f'Every policy scored within the budget, by {name}; the staircase joins those that nothing cheaper matches, and the policy shows on hover.') for x,name in (('bytes', 'bytes of weights'), ('bitops', 'bit operations'))),
-        'The policy found:', policy_frame(found.policy)])
+        '<h2>Every policy scored within the budget</h2>', front_part(front, cost_table(found.run.model, (1, *found.run.about['input'])), r.best),
+        'The policy found:', policy_frame(found.policy)]
+    write_text(folder/'search.html', page(f'Bits under a budget: {spec.model} on {Path(spec.data).name}', parts, **front_look()))
 
 # %% ../nbs/49_policies.ipynb #dcbb8a03
 def trajectory(
