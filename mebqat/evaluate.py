@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -116,26 +117,29 @@ def fitness(
     bn_data=None,        # Training images to re-estimate batch norm from; None leaves the statistics, and bn='reestimate' refuses that
     bn_images:int=1000,  # How many of them
     batch_size:int=500,  # Most images at once
-) -> Callable[[Bits|Policy], float]: # Accuracy at a setting, 0..1, the same whenever it is asked
-    "A function from a policy to its accuracy; it raises FloatingPointError where the network's answers are not numbers."
+    by:str='accuracy',   # `accuracy`, or `likelihood`: exp(-cross entropy), which has less noise
+) -> Callable[[Bits|Policy], float]: # Accuracy or likelihood at a setting, 0..1, the same whenever it is asked
+    "A function from a policy to how good it is; it raises FloatingPointError where the network's answers are not numbers."
+    if by not in ('accuracy', 'likelihood'): raise ValueError(f"by must be 'accuracy' or 'likelihood', got {by!r}")
     bit_layers(model)
     if bn_data is None: _check_statistics(model)
     held = list(batches_of(data, batch_size, device=_device(model)))
     warm = [x for x,_ in batches_of(bn_data, 250, bn_images, _device(model))] if bn_data is not None and _has_norms(model) else []
     @torch.no_grad()
-    def accuracy(bits):
-        flags, right = [(m, m.training) for m in model.modules()], 0
+    def ask(bits):
+        flags, total = [(m, m.training) for m in model.modules()], 0
         try:
             with use_bits(model, bits), keep_statistics(model):
                 if warm: reestimate_bn(model, warm)
                 model.eval()
                 for x, y in held:
                     if not (logits := model(x)).isfinite().all(): raise FloatingPointError(f'the network answers NaN or infinity at {bits}')
-                    right += int((logits.argmax(1) == y).sum())
+                    total += int((logits.argmax(1) == y).sum()) if by == 'accuracy' else float(F.cross_entropy(logits, y, reduction='sum'))
         finally:
             for m,flag in flags: m.training = flag
-        return right/sum(len(y) for _,y in held)
-    return accuracy
+        mean = total/sum(len(y) for _,y in held)
+        return mean if by == 'accuracy' else math.exp(-mean)
+    return ask
 
 # %% ../nbs/30_evaluate.ipynb #909220dc
 def sweep(

@@ -156,7 +156,7 @@ class Experiment:
                 return Plan(network, lambda m: metaquantnet(policies_of(m, a.widths, a.widths), self.open('float')), **more, bits=Bits.parse(a.finish))
             case ['policy', search]: return at(self.policy(search))
             case ['found', how] if how in ('generator', 'export', 'long'):
-                policy = self.policy(f'meta-{a.deploy}-genetic')
+                policy = self.policy(f'meta-{a.deploy}-genetic{self.suffix}')
                 if how == 'long': return at(policy, passes=2*a.epochs)
                 if how == 'export': return at(policy, lambda: export_weights(self.open('meta'), policy), after='meta')
                 return Plan(lambda: self.open('meta'), lambda m: at_policy(policy), **{**more, 'after': 'meta', 'bits': policy})
@@ -170,7 +170,7 @@ class Experiment:
         a = self.a
         yield from ('float', 'float-more', *(f'qat-{b}' for b in UNIFORM), *self.learned(), 'controls', f'fracbits-{a.finish}')
         for net in NETWORKS: yield from (net, f'search-{net}', f'finalists-{net}')
-        yield from (f'policy-{s}-{a.deploy}-{m}' for s,m in (('meta', 'genetic'), ('mebqat', 'genetic'), ('meta', 'random')))
+        yield from (f'policy-{s}-{a.deploy}-{m}{self.suffix}' for s,m in (('meta', 'genetic'), ('mebqat', 'genetic'), ('meta', 'random')))
         yield from ('found-generator', 'found-export', 'found-long')
 
     def learned(self): return [*(f'adaqat-{lam:g}' for lam in self.a.lams), 'adaqat-scratch']
@@ -243,6 +243,9 @@ class Experiment:
 
     # searching
 
+    @property
+    def suffix(self): return '' if self.a.fitness == 'accuracy' else f'-by-{self.a.fitness}'
+
     def held(self):
         "Held-out images that searches score on, and the others."
         val = self.pool('val')
@@ -254,29 +257,29 @@ class Experiment:
     def again(self, net):
         "The ten best policies of each search once more, on held-out images that no search has seen."
         a, model, (_, fresh) = self.a, self.open(net), self.held()
-        score = fitness(model, fresh, self.pool('train'), a.bn_images)
+        score = fitness(model, fresh, self.pool('train'), a.bn_images, by=a.fitness)
         for limit in a.budgets:
-            results = [SearchResult.load(file) for m in ('genetic', 'random', 'uniform', 'greedy', 'exact') if (file := a.out/f'{net}-{limit}-{m}'/'search.json').exists()]
-            name = f'{net}-{limit}-finalists'
+            results = [SearchResult.load(file) for m in ('genetic', 'random', 'uniform', 'greedy', 'exact') if (file := a.out/f'{net}-{limit}-{m}{self.suffix}'/'search.json').exists()]
+            name = f'{net}-{limit}-finalists{self.suffix}'
             if not results or (a.out/name/'result.json').exists(): continue
             (a.out/name).mkdir(parents=True, exist_ok=True)
-            won = finalists(results, score, 10, {'network': net, 'images': len(fresh), 'held out': fresh.fingerprint()}, checkpoint=a.out/name/'search.json', resume=True)
+            won = finalists(results, score, 10, {'network': net, 'by': a.fitness, 'images': len(fresh), 'held out': fresh.fingerprint()}, checkpoint=a.out/name/'search.json', resume=True)
             before = {s.policy: s.fitness for r in results for s in r.evaluated}
-            self.keep(name, {'network': NETWORKS[net], 'search': 'finalists', 'budget': limit, 'passes with those before': self.before(net), 'evaluations': won.evaluations, 'images': len(fresh),
+            self.keep(name, {'network': NETWORKS[net], 'search': 'finalists', 'by': a.fitness, 'budget': limit, 'passes with those before': self.before(net), 'evaluations': won.evaluations, 'images': len(fresh),
                              'images forward': won.evaluations*(len(fresh) + a.bn_images), 'seconds': won.seconds, 'scores': [[round(before[s.policy], 4), round(s.fitness, 4)] for s in won.evaluated],
-                             'validation accuracy': won.best.fitness, **self.point(model, won.best.policy)})
+                             'fitness': won.best.fitness, **self.point(model, won.best.policy)})
 
     def search(self, net):
         "All searches over an any-bit network; the test images see only what each has chosen."
         a, model = self.a, self.open(net)
         space = SearchSpace(self.costs, BitSpace.grid(a.widths, a.widths), ends=ENDS)
         held, _ = self.held()
-        score = fitness(model, held, self.pool('train'), a.bn_images)
-        meta = {'network': net, 'weights': load_whole(a.out/net/'model.safetensors')[1]['config'], 'images': a.images, 'batch norm images': a.bn_images, 'held out': held.fingerprint()}
+        score, of = (fitness(model, held, self.pool('train'), a.bn_images, by=by) for by in (a.fitness, 'accuracy'))
+        meta = {'network': net, **({'by': a.fitness} if a.fitness != 'accuracy' else {}), 'weights': load_whole(a.out/net/'model.safetensors')[1]['config'], 'images': a.images, 'batch norm images': a.bn_images, 'held out': held.fingerprint()}
         def settings(name):
             (a.out/name).mkdir(parents=True, exist_ok=True)
             return dict(meta=meta, checkpoint=a.out/name/'search.json', resume=True)
-        drops = measure(space, score, **settings(f'{net}-sensitivity'))
+        drops = measure(space, score, **settings(f'{net}-sensitivity{self.suffix}'))
         n = min(50, max(4, a.evaluations//8))
         family = dict(population=n, generations=a.evaluations//n, parents=max(2, n//5), mutants=n//2, crossovers=n//2)
         calls = {'genetic': lambda b, **k: genetic(space, score, b, seed=a.seed, **family, **k), 'random': lambda b, **k: random_search(space, score, b, a.evaluations, a.seed, **k),
@@ -284,14 +287,14 @@ class Experiment:
         tested = cache(lambda policy: self.point(model, policy))
         for limit in a.budgets:
             for method in SEARCHES:
-                name = f'{net}-{limit}-{method}'
+                name = f'{net}-{limit}-{method}{self.suffix}'
                 if (a.out/name/'result.json').exists(): continue
                 found = calls[method](self.budget(limit), **settings(name))
                 shared = len(drops.points) if method in ('greedy', 'exact') else 0
-                row = {'network': NETWORKS[net], 'search': method, 'budget': limit, 'limits': asdict(self.budget(limit)), 'passes with those before': self.before(net),
+                row = {'network': NETWORKS[net], 'search': method, 'by': a.fitness, 'budget': limit, 'limits': asdict(self.budget(limit)), 'passes with those before': self.before(net),
                        'evaluations': found.evaluations, 'evaluations shared by all budgets': shared, 'images forward': (found.evaluations + shared)*(a.images + a.bn_images),
                        'seconds': found.seconds, 'settings': {k: v for k,v in found.config.items() if k != 'drops'}, 'best so far': [r['best'] for r in found.generations], **found.details}
-                self.keep(name, {**row, 'validation accuracy': found.best.fitness, **tested(found.best.policy)})
+                self.keep(name, {**row, 'fitness': found.best.fitness, 'validation accuracy': of(found.best.policy), **tested(found.best.policy)})
 
     # all together
 
@@ -309,7 +312,7 @@ class Experiment:
     def collect(self):
         "All results with their protocol in one file."
         a, rows = self.a, []
-        known = [*self.names(), *(self.control(n) for n in self.learned() if self.done(n)), *(f'{net}-{b}-{m}' for net in NETWORKS for b in a.budgets for m in (*SEARCHES, 'finalists')), *sorted(f.parent.name for f in a.out.glob('*/result.json'))]
+        known = [*self.names(), *(self.control(n) for n in self.learned() if self.done(n)), *(f'{net}-{b}-{m}' for net in NETWORKS for b in a.budgets for m in (*SEARCHES, 'finalists') for b, m in [(b, m + self.suffix)]), *sorted(f.parent.name for f in a.out.glob('*/result.json'))]
         for name in dict.fromkeys(known):
             file = a.out/name/'result.json'
             if name.startswith('finalists-'): continue
@@ -322,12 +325,12 @@ class Experiment:
 
     def about(self):
         a, test = self.a, self.pool('test')
-        given = ' '.join(f'--{k.replace("_", "-")} {" ".join(map(str, v)) if isinstance(v, list) else v}' for k in ('epochs_start', 'epochs', 'epochs_scratch', 'lr_start', 'lr', 'lams', 'lam', 'widths', 'hidden', 'budgets', 'finish', 'deploy', 'images', 'bn_images', 'evaluations', 'seed') for v in [getattr(a, k)])
+        given = ' '.join(f'--{k.replace("_", "-")} {" ".join(map(str, v)) if isinstance(v, list) else v}' for k in ('epochs_start', 'epochs', 'epochs_scratch', 'lr_start', 'lr', 'lams', 'lam', 'widths', 'hidden', 'budgets', 'finish', 'deploy', 'images', 'bn_images', 'fitness', 'evaluations', 'seed') for v in [getattr(a, k)])
         return {'data': f'{test.name} ({a.note})' if a.note else test.name, 'test fingerprint': test.fingerprint(),
                 'network': f'resnet20, option A; first convolution and classifier at {ENDS}; LSQ with a step per width; KB and BitOPs count convolution and linear weights, ends included, a multiply-accumulate as w x a bit operations',
                 'protocol': f'float training for {a.epochs_start:g} passes over the training images (SGD {a.lr_start:g}, cosine), then {a.epochs:g} passes for every run from those weights (SGD {a.lr:g}, cosine; labels only, but MetaQuantNet and shared weights learn from the float network too, MEBQAT from its own full precision), '
                             f'{self.scratch:g} for runs from scratch, {2*a.epochs:g} for found-long, which matches the any-bit training and the finetune of found-generator and found-export; batch {a.batch}, crop and flip, weight decay 5e-4; forward and backward passes of batches are counted for each run; last checkpoint; any-bit networks by themselves are measured at {a.finish}; one seed',
-                'selection': f'policies on {a.images} of {len(self.pool("val"))} held-out training images, batch norm re-estimated from {a.bn_images} training images before each evaluation; test images once for each run and each search, batch norm re-estimated from 1,000 training images; lambdas all reported, none chosen; finalists are the ten best of each search, scored again on the other held-out images',
+                'selection': f'policies by likelihood (rows that say so: by accuracy) on {a.images} of {len(self.pool("val"))} held-out training images, batch norm re-estimated from {a.bn_images} training images before each evaluation; test images once for each run and each search, batch norm re-estimated from 1,000 training images; lambdas all reported, none chosen; finalists are the ten best of each search, scored again on the other held-out images',
                 'AdaQAT': f'one pair for the network, from W8A8, price the product of the widths (lambda of the run from scratch: {a.lam:g}); rate such that both would fall to 2 bits in a quarter of the steps (from scratch: half) if the loss did not object',
                 'FracBits': f'per layer, to the bit operations of uniform {a.finish}',
                 'searches': f'widths {" ".join(map(str, a.widths))} for weights and for activations of each layer; budgets are the costs of uniform networks: ' + ', '.join(f'{b}{f" (the mean of {HALFWAY[0]} and {HALFWAY[1]})"*(b == "halfway")} by {" and ".join(BUDGETS[b])}' for b in a.budgets),
@@ -367,6 +370,7 @@ def arguments():
     p.add_argument('--finish', default='W3A3', choices=[b for b in BUDGETS if b != 'halfway'], help='pair that any-bit networks are measured at by themselves, and budget of FracBits')
     p.add_argument('--deploy', default='halfway', choices=BUDGETS, help='budget whose policy is finetuned')
     p.add_argument('--images', type=int, default=2000, help='held-out images of an evaluation')
+    p.add_argument('--fitness', default='likelihood', choices=('accuracy', 'likelihood'), help='what searches look at; searches by accuracy and by likelihood stand beside each other')
     p.add_argument('--bn-images', type=int, default=1000, help='training images of its batch norm')
     p.add_argument('--evaluations', type=int, default=144, help='of a genetic and of a random search; a multiple of 8 gives both the same number')
     p.add_argument('--seed', type=int, default=0)
