@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BY_HAND', 'as_front', 'fitting', 'free_layers', 'uniform_name', 'beside_line', 'Told', 'cost_axis', 'fitness_axis',
            'looks', 'stairs', 'allowed', 'best_allowed', 'method_layers', 'FrontFigure', 'bars_of', 'widest',
-           'bars_figure', 'own_story', 'OwnPolicy', 'FrontParts', 'with_step', 'FrontMoves', 'FrontExplorer', 'finite',
-           'front_data', 'front_part', 'front_look', 'front_page']
+           'bars_figure', 'own_story', 'OwnPolicy', 'FrontParts', 'with_step', 'FrontMoves', 'FrontChoice',
+           'FrontExplorer', 'finite', 'front_data', 'front_part', 'front_look', 'front_page']
 
 # %% ../nbs/47_front.ipynb #53a5806a
 import html
@@ -397,6 +397,9 @@ class FrontMoves(FrontParts):
             for k,v in what.items(): setattr(self.walk, k, v)
         finally: self._busy = False
 
+# %% ../nbs/47_front.ipynb #cf992663
+class FrontChoice(FrontMoves):
+    "What is shown of a chosen point, and of a policy made by hand."
     def _moved(self):
         p, x = self.value, self.x.value
         below = [i for i,s in enumerate(self.steps) if getattr(s, x) <= getattr(p, x)]
@@ -420,8 +423,25 @@ class FrontMoves(FrontParts):
         self.own.said.value = f'<p role="status" style="margin:4px 0;line-height:1.5">{html.escape(said)}</p>'
         self.own.go.disabled = known is not None
 
-# %% ../nbs/47_front.ipynb #cf992663
-class FrontExplorer(FrontMoves):
+    def _clicked(self, i): self.value = self.front.points[i]
+    def _take_best(self): self.value = self.best or self.value
+    def _restart(self): self.own.begin(self.value.policy)
+    def _walked(self):
+        if not self._busy: self.value = self.steps[self.walk.index]
+
+    def _measure(self):
+        policy, go = self.own.picker.value, self.own.go
+        go.disabled, go.description = True, 'Measuring ...'
+        try: score, cost = number(self.measure(policy), policy), self.costs.at(policy)
+        finally: go.disabled, go.description = False, 'Measure this policy'
+        point = Scored(policy, score, cost.weight_bytes, cost.bitops, BY_HAND)
+        self.front = self.front.merge(Front([point]))
+        self.told, self.own.begun = Told(self.front, self.costs), policy
+        self._paint()
+        self.value = point
+
+# %% ../nbs/47_front.ipynb #f725b2ee
+class FrontExplorer(FrontChoice):
     "The Pareto front of bit policies; `value` is the chosen point, `front` the points."
     value = traitlets.Instance(Scored)
 
@@ -454,23 +474,6 @@ class FrontExplorer(FrontMoves):
     def _check(self, proposal):
         if (p := proposal['value']) in self.front.points: return p
         raise traitlets.TraitError(f'{100*p.fitness:.2f} % at {si(p.bytes, "B")} ({p.spelled}) is no point of this front; choose one of its {len(self.front)} points, or front.best(max_bytes=...)')
-
-    def _clicked(self, i): self.value = self.front.points[i]
-    def _take_best(self): self.value = self.best or self.value
-    def _restart(self): self.own.begin(self.value.policy)
-    def _walked(self):
-        if not self._busy: self.value = self.steps[self.walk.index]
-
-    def _measure(self):
-        policy, go = self.own.picker.value, self.own.go
-        go.disabled, go.description = True, 'Measuring ...'
-        try: score, cost = number(self.measure(policy), policy), self.costs.at(policy)
-        finally: go.disabled, go.description = False, 'Measure this policy'
-        point = Scored(policy, score, cost.weight_bytes, cost.bitops, BY_HAND)
-        self.front = self.front.merge(Front([point]))
-        self.told, self.own.begun = Told(self.front, self.costs), policy
-        self._paint()
-        self.value = point
 
     def bake(self,
         path:str|Path|None=None,  # File to write as well

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import traitlets
+from plotly.basedatatypes import Undefined
 
 from mebqat import panels
 from mebqat.bits import Bits, Policy
@@ -73,6 +74,15 @@ def test_staircases_and_clouds_are_the_front(explorer, front, x):
     assert explorer.figure.layout.xaxis.title.text == {'bytes': 'bytes of weights', 'bitops': 'bit operations of one image'}[x]
     kind = 'log' if max(getattr(p, x) for p in front) > 5*min(getattr(p, x) for p in front) else 'linear'
     assert explorer.figure.layout.xaxis.type == kind and (explorer.figure.layout.xaxis.tickvals is None) == (kind == 'linear')
+
+
+def test_no_message_to_the_browser_leaves_a_layer_out(explorer, monkeypatch):
+    "A restyle of several traces in which one has nothing for a key resets that key there."
+    sent = []
+    for kind in ('restyle', 'update'): monkeypatch.setattr(explorer.figure, f'_send_{kind}_msg', lambda *args, **kw: sent.append(args[0] if args else kw['restyle_data']))
+    explorer.x.value, explorer.walk.index, explorer.budget.bitops.index = 'bitops', 1, 3
+    keys = [v for data in sent for v in data.values() if isinstance(v, list)]
+    assert not explorer.message and len(sent) > 5 and keys and not [v for v in keys if any(one is Undefined for one in v)]
 
 
 def test_going_back_to_an_axis_leaves_no_trace_of_the_other(explorer):
