@@ -473,7 +473,7 @@ def _print_gaps(gaps, other, console):
 # %% ../nbs/50_cli.ipynb #3416efb2
 @app.command()
 def search(
-    run: Annotated[Path, typer.Argument(help='Run for many bitwidths (mebqat, adabits, any-precision, ptq), or the name of a shipped one')],
+    run: Annotated[Path, typer.Argument(help='Run for many bitwidths (mebqat, adabits, any-precision, metaquantnet, ptq), or the name of a shipped one')],
     max_bytes: Annotated[Optional[str], typer.Option(help='Most bytes of weights, such as 100kB')] = None,
     max_bitops: Annotated[Optional[str], typer.Option(help='Most bit operations for one image, such as 0.4G')] = None,
     method: Annotated[str, typer.Option(help='genetic, random, greedy, exact (needs scipy) or uniform')] = 'genetic',
@@ -483,6 +483,7 @@ def search(
     population: Annotated[int, typer.Option(help='Policies a generation (genetic, random)')] = 50,
     generations: Annotated[int, typer.Option(help='Generations (genetic, random)')] = 20,
     seed: Annotated[int, typer.Option(help='Seed of the search')] = 0,
+    by: Annotated[str, typer.Option(help='Score policies by accuracy, or by likelihood, which tells apart more of them')] = 'accuracy',
     fitness_images: Annotated[Optional[int], typer.Option(help='Validation images to score on (default: all)')] = None,
     data: Annotated[Optional[str], typer.Option(help='The same data elsewhere')] = None,
     out: Annotated[Optional[Path], typer.Option(help="Folder for the results; default: the run's")] = None,
@@ -501,8 +502,9 @@ def search(
         space = policies.space_of(opened, policies.candidates_of(opened, widths, act_widths, ladder))
         pool = policies.held_out(opened, fitness_images, data)
         _tune(threads)
-        tell = lambda r: err.print(f'generation {len(r.generations)}: best {100*r.best.fitness:.1f} % of {r.evaluations} policies')
-        found = policies.search_run(opened, space, budget, folder, method, pool, resume, data, tell, **settings)
+        said = (lambda v: f'{100*v:.1f} %') if by == 'accuracy' else '{:.4f}'.format
+        tell = lambda r: err.print(f'generation {len(r.generations)}: best {said(r.best.fitness)} of {r.evaluations} policies')
+        found = policies.search_run(opened, space, budget, folder, method, pool, resume, data, by, tell, **settings)
         policies.keep_found(found, folder)
         _tell_found(found, folder, json_)
 

@@ -317,10 +317,26 @@ def test_a_policy_is_found_and_tuned_over_generated_weights(runs, tmp_path):
     assert tuned.setting == policy and all(torch.equal(v, there[k]) for k,v in start.items())
 
 
+def test_a_search_by_likelihood_shows_accuracies(runs, tmp_path):
+    said = json.loads(good('search', runs/'mebqat', '--out', tmp_path, *BUDGET, '--by', 'likelihood', '--population', 8, '--generations', 2, '--json').stdout)
+    run, policy = open_run(runs/'mebqat'), unspell(said['policy'])
+    val, train = (run.pool(s) for s in ('val', 'train'))
+    scored = SearchResult.load(said['scores'])
+    assert scored.best.policy == policy and scored.best.fitness == fitness(run.model, val, train, by='likelihood')(policy) and said['fitness']['by'] == 'likelihood'
+    right = fitness(run.model, val, train)
+    assert said['rows'][0]['validation'] == right(policy) and all(s.accuracy == right(s.policy) for s in Front.load(tmp_path/'front.json'))
+    assert 'The fittest policies within the budget' in (tmp_path/'search.html').read_text(encoding='utf-8')
+
+
 def test_shared_weights_are_the_control_without_generators(runs, tmp_path):
     good('train', '--method', 'metaquantnet', '--init', runs/'float', '--hidden', 0, '--epochs', .2, '--out', tmp_path/'run', *SMALL)
     run = open_run(tmp_path/'run')
     assert generators(run.model) == {} and len(run.spec.space()) == 25
+
+
+def test_an_unknown_fitness_is_refused(runs, tmp_path):
+    refused('search', runs/'mebqat', '--out', tmp_path/'new', *BUDGET, '--by', 'luck', names='luck')
+    assert not (tmp_path/'new').exists()
 
 
 @pytest.mark.parametrize('said, names', [([], 'init='), (['--init', 'RUNS/float', '--bits', 'FP'], 'weight widths: an empty set'), (['--init', 'RUNS/float', '--hidden', -1], '-1'),
