@@ -10,6 +10,7 @@ from mebqat.answers import playing
 from mebqat.bits import Bits
 from mebqat.data import shipped
 from mebqat.exploration import load_explorations
+from mebqat.front import front_page
 from mebqat.layers import bit_layers
 from mebqat.monitor import TrainingMonitor
 from mebqat.pages import explorer_page
@@ -18,6 +19,7 @@ from mebqat.plots import figure
 from mebqat.quantizerlab import QuantizerLab
 from mebqat.runs import open_run
 from mebqat.surface import Point, Surface, write_text
+from results import load, policy_front
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ def cifar10():
     return Surface(points, 'One ResNet-20 on CIFAR-10').plot('both', caption='Two-bit weights are the first row; the buttons switch between map and relief.')
 
 
+def policies():
+    "Every stored ResNet-20 with bits of its own, on one front."
+    return front_page(policy_front(load('cifar10_policies')), 'ResNet-20 under a budget')
+
+
 BAKED = [
     Baked('surface', 'Accuracy over bits', """Three small networks and 540 test digits. Drag the bits, or click a cell of the map: accuracy with its interval, size and BitOPs,
 confusions, and the digits whose answer changes. A budget marks the best pair that it allows.""", surface, 1470),
@@ -69,6 +76,8 @@ and the error.""", quantizer_lab),
 among the prototypes. The network is the shipped MEBQAT-PN, trained on Omniglot; the characters
 are drawn by a program, and the episode is one of the few in which two bits change several answers.""", few_shot),
     Baked('training', 'A training', 'Loss, accuracy at several pairs and learning rate of the network for digits, as its monitor shows them.', training),
+    Baked('front', 'Bits for each layer, under a budget', """Networks on CIFAR-10 with one pair for all layers, with bits that were learned, and with policies that were searched: accuracy against
+bit operations or bytes. Move the budget, or click a point, and its bits are drawn layer by layer; [Results](results.md) has the protocol.""", policies, 1200),
     Baked('cifar10', 'A real data set', 'Stored accuracies of one MEBQAT network on CIFAR-10 at 18 pairs of bits; [Results](results.md) has the protocol.', cifar10),
 ]
 

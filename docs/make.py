@@ -22,15 +22,15 @@ import results  # noqa: E402
 from mebqat.plots import KEYS, theme  # noqa: E402
 from notebooks import linked, notebook_page, title  # noqa: E402
 
-GROUPS = {'Lessons': '6', 'Notebooks: bits and networks': '0', 'Notebooks: data and episodes': '1', 'Notebooks: training': '2',
+GROUPS = {'Lessons': '67', 'Notebooks: bits and networks': '0', 'Notebooks: data and episodes': '1', 'Notebooks: training': '2',
           'Notebooks: measuring': '3', 'Notebooks: looking': '4', 'Notebooks: command line': '5'}
 
 
 def contents(notebooks):
     "Notebooks grouped by the first digit of their number, lessons first."
     out = []
-    for group, digit in GROUPS.items():
-        lines = [f'{p.stem[:2]} · {title(p)} <nbs/{p.stem}>' for p in notebooks if p.stem[0] == digit]
+    for group, digits in GROUPS.items():
+        lines = [f'{p.stem[:2]} · {title(p)} <nbs/{p.stem}>' for p in notebooks if p.stem[0] in digits]
         if lines: out += ['```{toctree}', f':caption: "{group}"', ':hidden:', '', *lines, '```', '']
     return '\n'.join(out)
 

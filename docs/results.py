@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mebqat.bits import Bits
+from mebqat.bits import Bits, Policy
 from mebqat.plots import by_pair, compare, diagonal, part
+from mebqat.search import Front, Scored
+from mebqat.settings import unspell
 from mebqat.surface import Point, Surface
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +70,41 @@ def omniglot():
     return out | {'omniglot protocol': protocol(doc['about'], 'data', 'protocol', 'evaluation', 'interval', 'seed', 'command', 'runs')}
 
 
+GROUPS = {'QAT, one pair': ('qat-',), 'AdaQAT': ('adaqat-0',), 'FracBits': ('fracbits',), 'QAT at a policy that was found': ('policy-', 'found-'), 'one network, searched': ('meta-', 'shared-', 'mebqat-')}
+
+
+def policy_front(doc):
+    "Every ResNet-20 that was measured at a setting of its own, by kind, as a Front over all layers."
+    ends, names = {'conv': Bits(8, 8), 'fc': Bits(8, 8)}, [*next(r['bits'] for r in doc['runs'] if r['name'].startswith('meta-') and isinstance(r['bits'], dict))]
+    def full(bits):
+        at = unspell(bits)
+        return Policy({n: ends[n] if n in ends else at[n] if isinstance(at, Policy) else at for n in names})
+    return Front([Scored(full(r['bits']), r['accuracy'], r['bytes'], r['bitops'], g) for r in doc['runs'] for g,starts in GROUPS.items() if r['name'].startswith(starts)], 'ResNet-20 on CIFAR-10, test accuracy')
+
+
+def mixed(bits):
+    "A setting in a table: its pair, or mean widths of the layers that are free."
+    if not isinstance(bits, dict): return bits
+    free = [Bits.parse(b) for n,b in bits.items() if n not in ('conv', 'fc')]
+    if len({*free}) == 1: return str(free[0])
+    return f'{sum(b.w for b in free)/len(free):.1f} / {sum(b.a for b in free)/len(free):.1f} on average'
+
+
+def policies():
+    "Parts about bits under a budget by name."
+    doc = load('cifar10_policies')
+    def table(rows, **more): return pd.DataFrame({r['name']: {'bits': mixed(r['bits']), 'accuracy, % (interval)': percent(Point(r['accuracy'], r['low'], r['high'], r['n'], r['bytes'], r['bitops'])), 'drop, points': f'{r["drop"]:+.2f}',
+                                                               'KB': f'{r["bytes"]/1e3:.1f}', 'GBitOPs': f'{r["bitops"]/1e9:.3f}', **{k: f(r) for k,f in more.items()}} for r in rows}).T
+    searched, alone = [r for r in doc['runs'] if 'search' in r], [r for r in doc['runs'] if 'search' not in r]
+    front = policy_front(doc)
+    return {'policies protocol': protocol(doc['about'], 'data', 'network', 'protocol', 'selection', 'AdaQAT', 'FracBits', 'searches', 'reconstruction', 'interval', 'drop', 'seed', 'command'),
+            'policies alone': table(alone, **{'passes over the data': lambda r: f'{r["passes over the training images"]:g}'}),
+            'policies searched': table(searched, **{'scored by': lambda r: r['by'], 'scores': lambda r: str(r['evaluations'] + r.get('evaluations shared by all budgets', 0))}),
+            'policies bitops': front.plot('bitops', 'Test accuracy against bit operations; each line joins what nothing cheaper of its kind matches.'),
+            'policies bytes': front.plot('bytes', 'The same networks by bytes of weights.')}
+
+
 def parts():
     "HTML by name."
-    made = cifar10() | omniglot()
+    made = cifar10() | policies() | omniglot()
     return {k: v if isinstance(v, str) else part(v, k.replace(' ', '-')) for k,v in made.items()}

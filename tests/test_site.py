@@ -117,7 +117,8 @@ def test_results_are_those_of_the_files(site):
     for r in json.loads((ROOT/'data'/'results'/'cifar10_resnet20.json').read_text())['runs']:
         at = {p['bits']: p['accuracy'] for p in r['surface']['points']}
         for b in {'W2A2', 'W4A4', 'W8A8'} & at.keys(): assert f'<td>{100*at[b]:.2f} (' in text, (r['name'], b)
-    for name in ('cifar10_resnet20', 'omniglot_few_shot'):
+    for r in json.loads((ROOT/'data'/'results'/'cifar10_policies.json').read_text())['runs']: assert f'<td>{100*r["accuracy"]:.2f} (' in text, r['name']
+    for name in ('cifar10_resnet20', 'cifar10_policies', 'omniglot_few_shot'):
         assert json.loads((ROOT/'data'/'results'/f'{name}.json').read_text())['about']['command'] in text
 
 

@@ -14,7 +14,7 @@ That is an afternoon on two cores. The full schedule, for a GPU:
 CIFAR-10 (cifar10.zip) is looked for in the folder that MEBQAT_DATA names. One float network is trained first; every finetuned run starts from its weights
 and sees as many training images again (--epochs); runs from scratch see --epochs-scratch, by itself as many as both together. Every policy comes from held-out training images, and
 nothing is chosen by the test images. Names: qat-W3A4 trains at one pair from the float network, scratch-W3A4 from random weights, controls all
-pairs that AdaQAT found, search-NET all searches over an any-bit network, finalists-NET their best policies scored again, policy-NET-halfway-genetic the policy that was found, from the float network.
+pairs that AdaQAT found, search-NET all searches over an any-bit network, finalists-NET their best policies scored again, paired-NET the differences between what they chose, policy-NET-halfway-genetic the policy that was found, from the float network.
 LSQ is the quantizer of all: at eight bits it starts at the float network's own answers (DoReFa and SAT change every weight), it keeps a step per width, as any-bit networks
 and AdaQAT's probes need, and it lost least in data/results/cifar10_resnet20.json. Stopped runs and searches are continued, finished ones kept.
 """
@@ -169,7 +169,7 @@ class Experiment:
         "Everything, in an order in which it can be done."
         a = self.a
         yield from ('float', 'float-more', *(f'qat-{b}' for b in UNIFORM), *self.learned(), 'controls', f'fracbits-{a.finish}')
-        for net in NETWORKS: yield from (net, f'search-{net}', f'finalists-{net}')
+        for net in NETWORKS: yield from (net, f'search-{net}', f'finalists-{net}', f'paired-{net}')
         yield from (f'policy-{s}-{a.deploy}-{m}{self.suffix}' for s,m in (('meta', 'genetic'), ('mebqat', 'genetic'), ('meta', 'random')))
         yield from ('found-generator', 'found-export', 'found-long')
 
@@ -296,6 +296,22 @@ class Experiment:
                        'seconds': found.seconds, 'settings': {k: v for k,v in found.config.items() if k != 'drops'}, 'best so far': [r['best'] for r in found.generations], **found.details}
                 self.keep(name, {**row, 'fitness': found.best.fitness, 'validation accuracy': of(found.best.policy), **tested(found.best.policy)})
 
+    def paired(self, net):
+        "What the genetic search chose less what the others chose, image by image on the test set."
+        a, model, right = self.a, self.open(net), {}
+        def answered(bits):
+            if bits not in right:
+                with deployed(model, bits, self.pool('train')): right[bits] = answers(model, self.pool('test'))[0].float()
+            return right[bits]
+        for limit in a.budgets:
+            chosen = {m: SearchResult.load(f).best.policy for m in (*SEARCHES, 'finalists') if (f := a.out/f'{net}-{limit}-{m}{self.suffix}'/'search.json').exists()}
+            for m in chosen.keys() - {'genetic'}:
+                d = answered(chosen['genetic']) - answered(chosen[m])
+                mean, half = float(d.mean()), 1.96*float(d.std())/len(d)**.5
+                row = {'network': net, 'budget': limit, 'by': a.fitness, 'ours': 'genetic', 'other': m, 'difference': 100*mean, 'low': 100*(mean - half), 'high': 100*(mean + half)}
+                write_text(a.out/f'{net}-{limit}-{m}{self.suffix}'/'paired.json', json.dumps(row, indent=1))
+                print(f'{net} {limit} by {a.fitness}: genetic less {m} {row["difference"]:+.2f} ({row["low"]:+.2f} to {row["high"]:+.2f})', flush=True)
+
     # all together
 
     def do(self, name):
@@ -304,6 +320,7 @@ class Experiment:
         if name == 'controls': return [self.do(self.control(n)) for n in self.learned() if self.done(n)]
         if name.startswith('search-'): self.search(name.removeprefix('search-'))
         elif name.startswith('finalists-'): self.again(name.removeprefix('finalists-'))
+        elif name.startswith('paired-'): self.paired(name.removeprefix('paired-'))
         else:
             self.train(name)
             self.measure(name)
@@ -315,12 +332,12 @@ class Experiment:
         known = [*self.names(), *(self.control(n) for n in self.learned() if self.done(n)), *(f'{net}-{b}-{m}' for net in NETWORKS for b in a.budgets for m in (*SEARCHES, 'finalists') for b, m in [(b, m + self.suffix)]), *sorted(f.parent.name for f in a.out.glob('*/result.json'))]
         for name in dict.fromkeys(known):
             file = a.out/name/'result.json'
-            if name.startswith('finalists-'): continue
+            if name.startswith(('finalists-', 'paired-')): continue
             if file.exists(): rows.append(json.loads(file.read_text()))
             elif name != 'controls' and not name.startswith('search-'): print(f'{name} is missing')
         if not rows or rows[0]['name'] != 'float': raise SystemExit('the float network is missing, and every drop is from it')
         rows = [{**r, 'drop': 100*(rows[0]['accuracy'] - r['accuracy'])} for r in rows]
-        write_text(a.results, json.dumps({'format': 'mebqat-results', 'version': 1, 'about': self.about(), 'runs': rows}, indent=1) + '\n')
+        write_text(a.results, json.dumps({'format': 'mebqat-results', 'version': 1, 'about': self.about(), 'runs': rows, 'paired': [json.loads(f.read_text()) for f in sorted(a.out.glob('*/paired.json'))]}, indent=1) + '\n')
         print(f'wrote {a.results}: {len(rows)} rows')
 
     def about(self):
