@@ -281,7 +281,7 @@ def test_finalists_are_the_best_of_each_search_scored_again(tmp_path):
     assert SearchResult.load(tmp_path/'again.json').finished and finalists(results[0], fresh, n=1).evaluations == 1
 
 
-@pytest.mark.parametrize('results, word', [(lambda s: [], 'no finalists'), (lambda s: [random_search(s, toy(s), part(s, b), 5) for b in (.4, .5)], 'one budget')], ids=str)
+@pytest.mark.parametrize('results, word', [(lambda s: [], 'no finalists'), (lambda s: [random_search(s, toy(s), part(s, b), 5) for b in (.4, .5)], 'one budget')], ids=['none', 'two budgets'])
 def test_finalists_refuse(results, word):
     with pytest.raises(ValueError, match=word): finalists(results(small_space()), toy(small_space()))
     with pytest.raises(ValueError, match='n must be'): finalists([], toy(small_space()), n=0)
