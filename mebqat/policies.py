@@ -185,6 +185,20 @@ def common(
     return policy[next(iter(free))]
 
 # %% ../nbs/49_policies.ipynb #a6e5be6a
+def _points(result, line, most=None) -> list[Scored]:
+    "The points of a search, or its fittest, and those of the uniform line."
+    own = sorted(result.points(), key=lambda s: -s.fitness)[:most] if most else result.points()
+    return [*own, *(line.points() if line is not None and line is not result else ())]
+
+
+def _by_accuracy(result, line, right) -> list[Scored]:
+    "The fittest points by another fitness, measured by accuracy."
+    points = _points(result, line, SHOWN)
+    with progress(len(policies := dict.fromkeys(s.policy for s in points)), 0, 'accuracy of the fittest') as bar:
+        for p in policies: policies[p] = bar.update() or right(p)
+    return [replace(s, fitness=policies[s.policy]) for s in points]
+
+# %% ../nbs/49_policies.ipynb #1830b2c7
 def search_run(
     run:Run,                # A run for many pairs
     space:SearchSpace,      # From `space_of`
@@ -213,20 +227,6 @@ def search_run(
     best = {'policy': result.best.policy} | ({'uniform': line.best.policy} if line else {})
     shown = _points(result, line) if by == 'accuracy' else _by_accuracy(result, line, right)
     return Found(run, budget, result, line, {k: score(run.model, p, test, train) for k,p in best.items()}, file, tuple(shown))
-
-
-def _points(result, line, most=None) -> list[Scored]:
-    "The points of a search, or its fittest, and those of the uniform line."
-    own = sorted(result.points(), key=lambda s: -s.fitness)[:most] if most else result.points()
-    return [*own, *(line.points() if line is not None and line is not result else ())]
-
-
-def _by_accuracy(result, line, right) -> list[Scored]:
-    "The fittest points by another fitness, measured by accuracy."
-    points = _points(result, line, SHOWN)
-    with progress(len(policies := dict.fromkeys(s.policy for s in points)), 0, 'accuracy of the fittest') as bar:
-        for p in policies: policies[p] = bar.update() or right(p)
-    return [replace(s, fitness=policies[s.policy]) for s in points]
 
 
 def _line(space, fit, budget, meta, file) -> SearchResult|None:

@@ -223,8 +223,8 @@ def test_a_shipped_network_is_searched_by_name(tmp_path):
 def counted(monkeypatch, at, what):
     "Make the fitness do something at its n-th call."
     calls, real = [], policies.fitness
-    def made(*args):
-        fit = real(*args)
+    def made(*args, **kwargs):
+        fit = real(*args, **kwargs)
         def one(policy):
             calls.append(policy)
             return what() if len(calls) == at else fit(policy)
