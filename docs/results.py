@@ -97,7 +97,7 @@ def policies():
                                                                'KB': f'{r["bytes"]/1e3:.1f}', 'GBitOPs': f'{r["bitops"]/1e9:.3f}', **{k: f(r) for k,f in more.items()}} for r in rows}).T
     searched, alone = [r for r in doc['runs'] if 'search' in r], [r for r in doc['runs'] if 'search' not in r]
     front = policy_front(doc)
-    return {'policies protocol': protocol(doc['about'], 'data', 'network', 'protocol', 'selection', 'AdaQAT', 'FracBits', 'searches', 'reconstruction', 'interval', 'drop', 'seed', 'command'),
+    return {'policies protocol': protocol(doc['about'], 'data', 'network', 'protocol', 'selection', 'AdaQAT', 'FracBits', 'searches', 'reconstruction', 'interval', 'drop', 'seed', 'command', 'rows by accuracy'),
             'policies alone': table(alone, **{'passes over the data': lambda r: f'{r["passes over the training images"]:g}'}),
             'policies searched': table(searched, **{'scored by': lambda r: r['by'], 'scores': lambda r: str(r['evaluations'] + r.get('evaluations shared by all budgets', 0))}),
             'policies bitops': front.plot('bitops', 'Test accuracy against bit operations; each line joins what nothing cheaper of its kind matches.'),

@@ -9,7 +9,7 @@
 That is an afternoon on two cores. The full schedule, for a GPU:
 
     python tests/bench/cifar10/policies.py --out runs/policies-full --device cuda --epochs-start 150 --epochs 150 --lr 0.01 \\
-        --lams 0.002 0.005 0.01 0.02 0.05 --widths 2 3 4 5 6 7 8 --images 5000 --evaluations 1000
+        --lams 0.002 0.005 0.01 0.02 0.05 --widths 2 3 4 5 6 7 8 --images 3000 --evaluations 1000
 
 CIFAR-10 (cifar10.zip) is looked for in the folder that MEBQAT_DATA names. One float network is trained first; every finetuned run starts from its weights
 and sees as many training images again (--epochs); runs from scratch see --epochs-scratch, by itself as many as both together. Every policy comes from held-out training images, and
@@ -155,7 +155,7 @@ class Experiment:
                 network = lambda: generate(start(), a.widths, a.hidden if kind == 'meta' else 0, a.seed)
                 return Plan(network, lambda m: metaquantnet(policies_of(m, a.widths, a.widths), self.open('float')), **more, bits=Bits.parse(a.finish))
             case ['policy', search]: return at(self.policy(search))
-            case ['found', how] if how in ('generator', 'export', 'long'):
+            case ['found', how] if (how := how.removesuffix(self.suffix)) in ('generator', 'export', 'long'):
                 policy = self.policy(f'meta-{a.deploy}-genetic{self.suffix}')
                 if how == 'long': return at(policy, passes=2*a.epochs)
                 if how == 'export': return at(policy, lambda: export_weights(self.open('meta'), policy), after='meta')
@@ -171,7 +171,7 @@ class Experiment:
         yield from ('float', 'float-more', *(f'qat-{b}' for b in UNIFORM), *self.learned(), 'controls', f'fracbits-{a.finish}')
         for net in NETWORKS: yield from (net, f'search-{net}', f'finalists-{net}', f'paired-{net}')
         yield from (f'policy-{s}-{a.deploy}-{m}{self.suffix}' for s,m in (('meta', 'genetic'), ('mebqat', 'genetic'), ('meta', 'random')))
-        yield from ('found-generator', 'found-export', 'found-long')
+        yield from (f'found-{how}{self.suffix}' for how in ('generator', 'export', 'long'))
 
     def learned(self): return [*(f'adaqat-{lam:g}' for lam in self.a.lams), 'adaqat-scratch']
 
@@ -353,7 +353,8 @@ class Experiment:
                 'searches': f'widths {" ".join(map(str, a.widths))} for weights and for activations of each layer; budgets are the costs of uniform networks: ' + ', '.join(f'{b}{f" (the mean of {HALFWAY[0]} and {HALFWAY[1]})"*(b == "halfway")} by {" and ".join(BUDGETS[b])}' for b in a.budgets),
                 'reconstruction': 'AdaQAT and MetaQuantNet are reconstructions; what their papers are known to say is in the notebooks',
                 'interval': 'Wilson 95 % over test images (not over seeds)', 'drop': 'points below our own float network', 'seed': a.seed, 'mebqat': mebqat.__version__, 'torch': torch.__version__,
-                'command': f'python tests/bench/cifar10/policies.py --out runs/policies {given}'}
+                'command': f'python tests/bench/cifar10/policies.py --out runs/policies {given}',
+                'rows by accuracy': 'the same command with --fitness accuracy; policy-meta-halfway-genetic and found-export were trained at what it found'}
 
     def main(self):
         mebqat.tune_cpu(compile=self.a.device == 'cpu')
@@ -397,6 +398,7 @@ def arguments():
     a = p.parse_args()
     if a.tiny: vars(a).update(TINY)
     if a.tiny and a.results == p.get_default('results'): raise SystemExit('--tiny needs --results, another file than the real one')
+    if a.images >= a.val: raise SystemExit(f'--images {a.images} of {a.val} held-out images (--val) leaves none that no search has seen, for finalists; give fewer')
     if a.deploy not in a.budgets: raise SystemExit(f'--deploy {a.deploy} is not among the budgets')
     return a
 
