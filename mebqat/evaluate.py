@@ -139,6 +139,7 @@ def fitness(
             for m,flag in flags: m.training = flag
         mean = total/sum(len(y) for _,y in held)
         return mean if by == 'accuracy' else math.exp(-mean)
+    ask.by = by
     return ask
 
 # %% ../nbs/30_evaluate.ipynb #909220dc

@@ -25,7 +25,7 @@ from .bits import FULL, Bits, Policy
 from .explorer import Budget as BudgetSliders, ladder
 from .panels import Panel, PolicyPicker, bar_heights, choosable, moving, over, policy_bars, show_policy
 from .plots import embed, log_axis, page
-from .search import Budget, Front, Scored, best_point, draw_front, number, undominated
+from .search import Budget, Front, Scored, best_point, draw_front, number, scored_by, undominated
 from .surface import name_figure, si, write_text
 
 # %% ../nbs/47_front.ipynb #205c1ecd
@@ -39,6 +39,7 @@ def as_front(
     if callable(getattr(front, 'points', None)): front = Front.of(front)
     try: front = front if isinstance(front, Front) else Front(front)
     except TypeError: raise ValueError(f'a FrontExplorer shows a Front, got {type(front).__name__}; make one with Front.of or read one with Front.load') from None
+    if (by := scored_by([front])) != 'accuracy': raise ValueError(f'a FrontExplorer shows accuracies, and these policies are scored by {by}; measure the accuracy of the best, as mebqat search --by {by} does')
     names = {*front.points[0].policy}
     if odd := [p for p in front if {*p.policy} != names]:
         raise ValueError(f'this front mixes networks: one policy is for {", ".join(sorted({*odd[0].policy} ^ names)[:3])}, another is not; explore each network by itself')

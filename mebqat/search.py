@@ -10,8 +10,8 @@ __all__ = ['FORMAT', 'VERSION', 'SYMBOLS', 'Layer', 'as_layers', 'ladders', 'can
            'earlier', 'Ledger', 'keep', 'unseen', 'at_least', 'random_search', 'uniform', 'finalists', 'mutated',
            'crossed', 'offspring', 'born', 'fittest', 'genetic', 'Sensitivity', 'lowered', 'measured', 'measure',
            'descended', 'by_table', 'by_score', 'same_space', 'greedy', 'milp_of_scipy', 'solve', 'by_step', 'exact',
-           'undominated', 'area', 'volume', 'Front', 'hypervolume', 'best_point', 'tell', 'draw_front', 'dump_front',
-           'read_front']
+           'undominated', 'area', 'volume', 'scored_by', 'Front', 'hypervolume', 'best_point', 'tell', 'draw_front',
+           'dump_front', 'read_front']
 
 # %% ../nbs/25_search.ipynb #c45c5d52
 import json, math, time
@@ -539,6 +539,7 @@ class Ledger:
         stop:Callable|None=None,         # `stop() -> bool`, asked after each call of the fitness
         desc:str|None=None,              # What the progress bar says
     ):
+        if (by := getattr(fitness, 'by', 'accuracy')) != 'accuracy': plan = replace(plan, meta={**plan.meta, 'by': by})
         heading(plan)
         self.plan, self.fitness, self.stop, self.points, self.rows, self.final = plan, fitness, stop, {}, [], None
         self.file = Path(checkpoint) if checkpoint is not None else None
@@ -1003,6 +1004,15 @@ def volume(
     return sum((edges[i + 1] - edges[i])*area([r[1:] for r in rows[:i + 1]]) for i in range(len(rows)) if edges[i + 1] > edges[i])
 
 # %% ../nbs/25_search.ipynb #c2047111
+def scored_by(
+    sources:Iterable, # Searches or fronts
+) -> str:             # `accuracy`, or what `fitness` was asked for
+    "What all of them are scored by (ValueError where that differs, since such scores do not compare)."
+    by = sorted({s.meta.get('by', 'accuracy') for s in sources}) or ['accuracy']
+    if len(by) > 1: raise ValueError(f'these policies are scored by {" and ".join(by)}, which do not compare; score them all by one fitness')
+    return by[0]
+
+
 class Front:
     "Accuracy against bytes and bit operations, with the policy behind every point."
     FORMAT, VERSION = 'mebqat-front', 1
@@ -1020,7 +1030,8 @@ class Front:
     @classmethod
     def of(cls, *sources:'SearchResult|Front', title:str='') -> 'Front':
         "All points of some searches or fronts together."
-        return cls([p for s in sources for p in (s.points if isinstance(s, Front) else s.points())], title)
+        by = scored_by(sources)
+        return cls([p for s in sources for p in (s.points if isinstance(s, Front) else s.points())], title, {} if by == 'accuracy' else {'by': by})
 
     def __len__(self) -> int: return len(self.points)
     def __iter__(self): return iter(self.points)
@@ -1030,11 +1041,11 @@ class Front:
     @property
     def methods(self) -> tuple[str, ...]: return tuple(dict.fromkeys(p.method for p in self.points))
     def by_method(self) -> dict[str, 'Front']: return {m: Front([p for p in self if p.method == m], self.title, self.meta) for m in self.methods}
-    def merge(self, *others:'Front') -> 'Front': return Front([p for f in (self, *others) for p in f], self.title, self.meta)
+    def merge(self, *others:'Front') -> 'Front': return Front(Front.of(self, *others), self.title, self.meta)
     def non_dominated(self, costs:tuple[str, ...]=('bytes', 'bitops')) -> 'Front': return Front(undominated(self, costs), self.title, self.meta)
     def hypervolume(self, reference:Mapping[str, float], floor:float=0.) -> float: return hypervolume(self, reference, floor)
     def best(self, max_bytes:float|None=None, max_bitops:float|None=None) -> Scored: return best_point(self, Budget(max_bytes, max_bitops))
-    def to_frame(self) -> pd.DataFrame: return pd.DataFrame([{'method': p.method, 'accuracy': p.fitness, 'bytes': p.bytes, 'bitops': p.bitops, 'policy': p.spelled} for p in self])
+    def to_frame(self) -> pd.DataFrame: return pd.DataFrame([{'method': p.method, scored_by([self]): p.fitness, 'bytes': p.bytes, 'bitops': p.bitops, 'policy': p.spelled} for p in self])
     def plot(self, x:str='bytes', caption:str='') -> go.Figure: return draw_front(self, x, caption)
     def save(self, path:str|Path) -> Path: return write_text(path, dump_front(self))
 
@@ -1070,10 +1081,11 @@ def best_point(
 # %% ../nbs/25_search.ipynb #226c2f0c
 def tell(
     point:Scored, # A point of a front
+    by:str='accuracy', # What it is scored by
 ) -> str:         # Lines joined by `<br>`
     "A point for reading, as plots show it on hover."
     lines = wrap(', '.join(f'{n} {b}' for n,b in point.policy.items()), 70)
-    head = [f'<b>{100*point.fitness:.2f} %</b>', f'{si(point.bytes, "B")}, {si(point.bitops, "BitOPs")}']
+    head = [f'<b>{100*point.fitness:.2f} %</b>' if by == 'accuracy' else f'<b>{by} {point.fitness:.4f}</b>', f'{si(point.bytes, "B")}, {si(point.bitops, "BitOPs")}']
     return '<br>'.join([*head, *lines[:14], *['...'][:len(lines) > 14]])
 
 
@@ -1084,14 +1096,14 @@ def draw_front(
 ) -> go.Figure:     # A staircase per method, other points pale
     "Plot accuracy against a cost."
     if x not in ('bytes', 'bitops'): raise ValueError(f"x must be 'bytes' or 'bitops', got {x!r}")
-    fig, colors = go.Figure(), ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000')
+    fig, by, colors = go.Figure(), scored_by([front]), ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000')
     for i,(name, own) in enumerate(front.by_method().items()):
         stairs = sorted(undominated(own, (x,)), key=lambda p: getattr(p, x))
         steps = {id(p) for p in stairs}
         look = dict(name=name or 'points', legendgroup=name, marker=dict(color=colors[i % len(colors)], symbol=SYMBOLS[i % len(SYMBOLS)]), hoverinfo='text+name')
         for points,how in (([p for p in own if id(p) not in steps], dict(mode='markers', opacity=.25, showlegend=False)), (stairs, dict(mode='lines+markers', line_shape='hv'))):
-            if points: fig.add_scatter(x=[getattr(p, x) for p in points], y=[p.fitness for p in points], hovertext=[*map(tell, points)], **look, **how)
-    fig.update_layout(xaxis_title='bytes of weights' if x == 'bytes' else 'bit operations of one forward pass', yaxis_title='accuracy', height=420, showlegend=True, xaxis_exponentformat='SI')
+            if points: fig.add_scatter(x=[getattr(p, x) for p in points], y=[p.fitness for p in points], hovertext=[tell(p, by) for p in points], **look, **how)
+    fig.update_layout(xaxis_title='bytes of weights' if x == 'bytes' else 'bit operations of one forward pass', yaxis_title=by, height=420, showlegend=True, xaxis_exponentformat='SI')
     return name_figure(fig, front.title, caption)
 
 # %% ../nbs/25_search.ipynb #50705163

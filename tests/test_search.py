@@ -281,6 +281,24 @@ def test_finalists_are_the_best_of_each_search_scored_again(tmp_path):
     assert SearchResult.load(tmp_path/'again.json').finished and finalists(results[0], fresh, n=1).evaluations == 1
 
 
+def test_scores_of_another_kind_are_named_and_never_mixed(tmp_path):
+    space, own = small_space(), toy(small_space())
+    likely = lambda p: own(p)/2
+    likely.by = 'likelihood'
+    limit, file = part(space), tmp_path/'search.json'
+    a, b = (random_search(space, f, limit, 6, checkpoint=c) for f,c in ((own, None), (likely, file)))
+    front = Front.of(b)
+    assert (a.meta, b.meta, Front.of(a).meta, front.meta) == ({}, {'by': 'likelihood'}, {}, {'by': 'likelihood'})
+    assert front.plot().layout.yaxis.title.text == 'likelihood' and 'likelihood' in front.to_frame() and Front.of(a).plot().layout.yaxis.title.text == 'accuracy'
+    front.save(tmp_path/'front.json')
+    assert Front.load(tmp_path/'front.json').meta == front.meta
+    hover = [t for trace in front.plot().data for t in trace.hovertext]
+    assert all(t.startswith('<b>likelihood 0.') for t in hover) and not any('%' in t for t in hover)
+    for mix in (lambda: Front.of(a, b), lambda: front.merge(Front.of(a))):
+        with pytest.raises(ValueError, match='accuracy and likelihood'): mix()
+    with pytest.raises(ValueError, match='holds another search'): random_search(space, own, limit, 6, checkpoint=file, resume=True)
+
+
 @pytest.mark.parametrize('results, word', [(lambda s: [], 'no finalists'), (lambda s: [random_search(s, toy(s), part(s, b), 5) for b in (.4, .5)], 'one budget')], ids=['none', 'two budgets'])
 def test_finalists_refuse(results, word):
     with pytest.raises(ValueError, match=word): finalists(results(small_space()), toy(small_space()))
