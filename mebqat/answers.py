@@ -66,7 +66,7 @@ def _by_steps(model, episode, bits, learner, steps):
     body, rest = split_body(model, names)
     known = episode.query_labels >= 0
     with use_bits(model, bits):
-        support, query = body(episode.support), body(episode.query)
+        support, query = learner.features(body, episode)
         path = list(inner_path(rest, support, episode.support_labels, steps, rates, names, losses=losses))
         check_losses(losses, rates)
         seen, answers = zip(*(_features(rest, lambda: functional_call(rest, p, (query,))) for p in path))

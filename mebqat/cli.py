@@ -144,7 +144,8 @@ INNER = {
     'learn_rates': (bool, 'Learn a rate per tensor and step', 'no'),
     'second_order': (bool, 'Outer gradients through the inner ones', 'no'),
     'every_step': (bool, 'Query loss averaged over the path', 'no'),
-    'adapts': (str, 'What the inner loop changes, of "weights head norms steps"', 'weights')}
+    'adapts': (str, 'What the inner loop changes, of "weights head norms steps"', 'weights'),
+    'center': (bool, "With --adapts head: subtract the support's mean from the features", 'no')}
 PANELS = {'Training': BOTH, 'Ordinary methods': ONE_SET | GIVEN | GENERATED, 'Learned bits (adaqat, fracbits)': LEARNING, 'Few-shot': EPISODES, 'Few-shot by an inner loop (MAML)': INNER}
 ONLY = {**dict.fromkeys(INNER, FEW_SHOT[3:]), 'test_way': FEW_SHOT[:3], 'turns': FEW_SHOT[:3], 'design': ('mebqat-pn',), 'calibrate': ('pn', 'fomaml'),
         **dict.fromkeys(LEARNING, LEARNED), 'lam': ('adaqat',), 'hardware': ('adaqat',), 'target_bytes': ('fracbits',), 'target_bitops': ('fracbits',), 'policy': ('qat',), 'hidden': ('metaquantnet',)}
@@ -495,6 +496,7 @@ def search(
     with _clear_errors():
         from mebqat import policies
         from mebqat.search import Budget
+        if max_bytes is max_bitops is None: raise ValueError('a search needs a budget: --max-bytes, --max-bitops or both')
         budget = Budget(_amount('max_bytes', max_bytes, 'B'), _amount('max_bitops', max_bitops, 'BitOPs'))
         settings = policies.settings_of(method, population, generations, seed)
         opened, folder = open_any(run), _folder(run, out)
@@ -739,5 +741,8 @@ def _root(version: Annotated[bool, typer.Option('--version', help='Print the ver
 def main(): app()
 
 # %% ../nbs/50_cli.ipynb #4f475c7f
+#| eval: false
+#| eval: false
+#| eval: false
 #| eval: false
 if __name__ == '__main__': main()

@@ -58,8 +58,9 @@ def inner_answers(
     losses, rates, names = [], rates_of(model, learner.inner_lr), adaptable(model, learner.kinds)
     body, rest = split_body(model, names)
     with use_bits(model, bits):
-        path = inner_path(rest, body(episode.support), episode.support_labels, steps, rates, names, losses=losses)
-        points, query = [p for k,p in enumerate(path) if curve or k == steps], body(episode.query)
+        support, query = learner.features(body, episode)
+        path = inner_path(rest, support, episode.support_labels, steps, rates, names, losses=losses)
+        points = [p for k,p in enumerate(path) if curve or k == steps]
         check_losses(losses, rates)
         return torch.stack([_right(functional_call(rest, p, (query,)), episode, f'after {steps} inner steps') for p in points])
 
@@ -202,7 +203,7 @@ def episode_protocol(
     "What every few-shot number should carry."
     from mebqat import __version__
     q, pool = model.quantization, episodes.pool
-    adapts = {} if isinstance(learner, Prototypes) else {'inner steps': learner.steps if steps is None else steps, 'adapts': ' and '.join(learner.kinds),
+    adapts = {} if isinstance(learner, Prototypes) else {'inner steps': learner.steps if steps is None else steps, 'adapts': ' and '.join(learner.kinds) + (", features less the support's mean" if learner.center else ''),
               'inner rates': 'learned' if getattr(model, 'log_rate', None) is not None else learner.inner_lr}
     norm = 'statistics of the support and query images together' if isinstance(learner, Prototypes) else 'statistics of the support while adapting, of the query when answering'
     return {'data': pool.name, 'split': pool.split, 'classes': len(pool.classes), 'fingerprint': pool.fingerprint(),

@@ -63,6 +63,7 @@ class FewShotOptions:
     second_order: bool = False    # MAML: outer gradients through the inner ones?
     every_step: bool = False      # MAML: query loss averaged over the path?
     adapts: str = 'weights'       # MAML: of `weights head norms steps`, what the inner loop changes
+    center: bool = False          # MAML with adapts='head': features less the support's mean?
     calibrate: bool = True        # Full-precision methods: quantizer steps measured anew from the trained weights? The reference keeps those of the random start
     bn: str = 'batch'             # Batch norm: `batch` statistics, or `running` ones
     jitter: float = 0.0           # Strength of random affine maps of training images; 1 is 10 degrees, 15 %, 2 pixels
@@ -81,6 +82,7 @@ class FewShotSpec(FewShotOptions):
         if self.bn not in ('batch', 'running'): raise ValueError(f"few-shot networks take bn='batch' or 'running'; got {self.bn!r}")
         if self.guaranteed and not self.over_bits: raise ValueError(f'guaranteed={self.guaranteed!r} is for mebqat-pn and mebqat-maml; {self.method} trains at one pair')
         if not self.prototypical and (not isinstance(self.inner_steps, int) or self.inner_steps < 1): raise ValueError(f'{self.method} learns through 1 inner step or more; got inner_steps={self.inner_steps!r}')
+        if self.center and self.adapts.split() != ['head']: raise ValueError(f"center=True is for adapts='head'; got adapts={self.adapts!r}")
         if not 0 <= self.jitter <= 3: raise ValueError(f'jitter must be 0 to 3, got {self.jitter}')
         for k in ('steps', 'n_tasks', 'glyph_classes'):
             if not isinstance(n := getattr(self, k), int) or n < 1: raise ValueError(f'{k} must be 1 or more, got {n!r}')
@@ -106,7 +108,7 @@ class FewShotSpec(FewShotOptions):
 
     def learner(self) -> Prototypes|InnerSteps:
         "How this run's network learns an episode."
-        return Prototypes(turns=self.turns) if self.prototypical else InnerSteps(self.inner_steps, self.inner_lr, not self.second_order, self.every_step, tuple(self.adapts.split()))
+        return Prototypes(turns=self.turns) if self.prototypical else InnerSteps(self.inner_steps, self.inner_lr, not self.second_order, self.every_step, tuple(self.adapts.split()), self.center)
 
 # %% ../nbs/36_fewruns.ipynb #f098ce5b
 def other_pool(

@@ -95,6 +95,7 @@ class InnerSteps:
     first_order: bool = True             # Inner gradients as constants (FOMAML)?
     every_step: bool = False             # Query loss averaged over the path, rather than at its end?
     kinds: tuple[str, ...] = ('weights',) # What adapts: of `weights`, `head`, `norms`, `steps`
+    center: bool = False                 # Subtract the support's mean from every feature? For `kinds=('head',)`
 
     @property
     def forwards(self) -> int: return self.steps + (max(self.steps, 1) if self.every_step else 1)
@@ -105,16 +106,26 @@ class InnerSteps:
         "Refuse what cannot run (ValueError)."
         check_inner(self.steps, self.inner_lr)
         names = adaptable(model, self.kinds)
+        if self.center and (self.kinds != ('head',) or not len(split_body(model, names)[0])):
+            raise ValueError(f'center=True is for the classifier of a chain of layers, adapted alone; here the inner loop adapts {" and ".join(self.kinds)} of a {type(model).__name__}')
         if (table := getattr(model, 'log_rate', None)) is not None and table.shape[1] != len(names):
             raise ValueError(f'the model learned rates for {table.shape[1]} tensors, but {len(names)} adapt here ({", ".join(self.kinds)})')
+
+    def features(self, body:nn.Module, episode:Episode) -> tuple[Tensor, Tensor]:
+        "Support and query as the adapted layers get them."
+        support, query = body(episode.support), body(episode.query)
+        if not self.center: return support, query
+        mean = support.mean(0)
+        return support - mean, query - mean
 
     def task(self, model:nn.Module, bits:Bits, episode:Episode) -> list:
         "One task: loss, accuracy, gradients, then the support's loss before each inner step."
         losses, rates, names = [], rates_of(model, self.inner_lr), adaptable(model, self.kinds)
         body, rest = split_body(model, names)
         with use_bits(model, bits):
-            path = inner_path(rest, body(episode.support), episode.support_labels, self.steps, rates, names, self.first_order, losses)
-            points, query = [p for k,p in enumerate(path) if k == self.steps or (self.every_step and k > 0)], body(episode.query)
+            support, query = self.features(body, episode)
+            path = inner_path(rest, support, episode.support_labels, self.steps, rates, names, self.first_order, losses)
+            points = [p for k,p in enumerate(path) if k == self.steps or (self.every_step and k > 0)]
             answers = [functional_call(rest, p, (query,)) for p in points]
         loss = sum(F.cross_entropy(a, episode.query_labels) for a in answers)/len(answers)
         right = answers[-1].detach().argmax(1) == episode.query_labels

@@ -278,7 +278,7 @@ def test_a_network_that_answers_nan_is_refused(runs, tmp_path):
 
 
 @pytest.mark.parametrize('command, names', {
-    'mebqat': 'max_bytes', 'mebqat --max-bytes 10': 'below what policies cost here: 716 B to 1.47 kB', 'mebqat --max-bytes 1G': 'above what policies cost here: 716 B to 1.47 kB',
+    'mebqat': '--max-bytes, --max-bitops or both', 'mebqat --max-bytes 10': 'below what policies cost here: 716 B to 1.47 kB', 'mebqat --max-bytes 1G': 'above what policies cost here: 716 B to 1.47 kB',
     'mebqat --max-bitops 1': 'below', 'mebqat --max-bitops 9T': 'above', 'mebqat --max-bytes much': '--max-bytes', 'mebqat --max-bytes=-5': '-5', 'mebqat --max-bytes 0': '0',
     'mebqat BUDGET --widths ,': 'empty', 'mebqat BUDGET --widths 2,x': "'x'", 'mebqat BUDGET --widths 0,2': '0', 'mebqat BUDGET --widths 1,2': 'goes down to W2A2', 'mebqat BUDGET --widths 99': '99',
     'mebqat BUDGET --widths 4': 'nothing to search', 'mebqat BUDGET --act-widths ,': 'empty', 'mebqat BUDGET --ladder --act-widths 2': 'ladder', 'adabits --max-bytes 1k --widths 2,3 --ladder': 'no batch norm was kept for W3A3',
@@ -332,6 +332,9 @@ def test_shared_weights_are_the_control_without_generators(runs, tmp_path):
     good('train', '--method', 'metaquantnet', '--init', runs/'float', '--hidden', 0, '--epochs', .2, '--out', tmp_path/'run', *SMALL)
     run = open_run(tmp_path/'run')
     assert generators(run.model) == {} and len(run.spec.space()) == 25
+
+
+def test_a_search_without_a_budget_names_the_options(runs): refused('search', runs/'mebqat', names='--max-bytes, --max-bitops or both')
 
 
 def test_an_unknown_fitness_is_refused(runs, tmp_path):

@@ -173,7 +173,7 @@ BAD_SETTINGS = {
     'mebqat-pn --glyph-classes 2': '2', 'mebqat-pn --test-way 1': 'test_way', 'mebqat-pn --test-way 0': 'test_way', 'mebqat-pn --bits W1A1': 'W1A1', 'mebqat-pn --bits W17A4': '17', 'pn --bits W2A2': 'W2A2',
     'pn-qat': 'needs bits', 'pn-qat --bits W2A2,W4A4': 'one pair', 'pn --guaranteed W2A2': 'guaranteed', 'mebqat-pn --guaranteed W1A1': 'W1A1',
     'mebqat-pn --design outside': 'outside', 'mebqat-pn --jitter -1': '-1', 'mebqat-pn --bn reestimate': 'reestimate', 'mebqat-pn --split-file nowhere': 'nowhere',
-    'mebqat-maml --adapts everything': 'everything', 'mebqat-maml --inner-steps -1': '-1', 'mebqat-maml --inner-lr 0': '0', 'mebqat-maml --inner-lr nan': 'nan',
+    'mebqat-maml --adapts everything': 'everything', 'mebqat-maml --center': "adapts='head'", 'pn --center': '--center is not an option of pn', 'mebqat-maml --inner-steps -1': '-1', 'mebqat-maml --inner-lr 0': '0', 'mebqat-maml --inner-lr nan': 'nan',
     'mebqat-pn --lr nan': 'nan', 'mebqat-pn --lr 0': '0', 'mebqat-pn --width 0': '0', 'mebqat-pn --size 4': '4', 'mebqat-pn --optimizer lion': 'lion',
     'mebqat-pn --option name=sat': 'sat', 'mebqat-pn --option step': 'step', 'mebqat-pn --scheme fsq': 'fsq', 'mebqat-pn --data nowhere': 'nowhere', 'mebqat-pn --init nowhere': 'nowhere',
     'mebqat-pn --threads -1': '-1', 'mebqat-pn --device nowhere': 'nowhere', 'mebqat --data omniglot.zip': 'omniglot is split over classes', 'float --data mini_imagenet': 'mini_imagenet'}

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import mebqat.fewruns as fewruns
 from mebqat.adapt import adaptable, learn_rates
+from mebqat.answers import answer
 from mebqat.bits import FULL, Bits, BitSpace
 from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
@@ -68,6 +69,13 @@ def task_by_hand(model, bits, e, learner):
             z = model(torch.cat([e.support, e.query]))
             means = torch.stack([z[:len(e.support)][e.support_labels == c].mean(0) for c in range(e.n_way)])
             loss = F.cross_entropy(-(z[len(e.support):, None] - means).square().sum(2), e.query_labels)
+        elif learner.center:
+            mean = model[:-1](e.support).mean(0)
+            support, query, w, b = model[:-1](e.support) - mean, model[:-1](e.query) - mean, model.fc.weight, model.fc.bias
+            for k in range(learner.steps):
+                slopes = torch.autograd.grad(F.cross_entropy(support @ w.T + b, e.support_labels), (w, b), create_graph=not learner.first_order)
+                w, b = w - learner.inner_lr*slopes[0], b - learner.inner_lr*slopes[1]
+            loss = F.cross_entropy(query @ w.T + b, e.query_labels)
         else:
             fast, moving, points = dict(named), adaptable(model, learner.kinds), []
             for k in range(learner.steps):
@@ -99,6 +107,7 @@ STEPS = {
     'maml': (maml(FP, 1, InnerSteps(2, .3, first_order=False)), 1),
     'everything': (mebqat_maml(SPACE, 3, [Bits(2, 2)], InnerSteps(2, .1, False, True, ('weights', 'norms', 'steps'))), 3),
     'one episode': (mebqat_maml(SPACE, 2, learner=InnerSteps(1, .3)), 1),
+    'centered': (mebqat_maml(SPACE, 4, learner=InnerSteps(3, 2., False, kinds=('head',), center=True)), 4), 'centered, first order': (maml(Bits(3, 4), 2, InnerSteps(2, 1., kinds=('head',), center=True)), 2),
 }
 
 
@@ -155,11 +164,13 @@ def test_passes_are_counted(case, monkeypatch):
     extra = {'every step': (mebqat_maml(SPACE, 2, learner=InnerSteps(3, .1, every_step=True)), 2), 'no steps': (maml(FP, 1, InnerSteps(0, every_step=True)), 1)}
     method, n = (STEPS | extra)[case]
     model, seen, real = network(isinstance(method.learner, InnerSteps)).double(), {'block1': 0, 'block2': 0, 'grad': 0}, torch.autograd.grad
-    for k in ('block1', 'block2'): getattr(model, k).register_forward_hook(lambda *_, k=k: seen.update({k: seen[k] + 1}))
+    if alone := getattr(method.learner, 'kinds', ()) == ('head',): seen['fc'] = 0
+    for k in seen.keys() - {'grad'}: getattr(model, k).register_forward_hook(lambda *_, k=k: seen.update({k: seen[k] + 1}))
     monkeypatch.setattr(torch.autograd, 'grad', lambda *a, **k: (seen.update(grad=seen['grad'] + 1), real(*a, **k))[1])
     step = method(model, drawn(n), gen())
     shared = getattr(method.learner, 'share_stem', False) and n == 1 and method.n_tasks > 1
-    assert seen == {'block1': 1 if shared else step.forwards, 'block2': step.forwards, 'grad': step.backwards + shared}
+    if alone: assert seen == {'block1': 2*method.n_tasks, 'block2': 2*method.n_tasks, 'fc': step.forwards, 'grad': step.backwards}  # the body meets support and query once
+    else: assert seen == {'block1': 1 if shared else step.forwards, 'block2': step.forwards, 'grad': step.backwards + shared}
 
 
 def test_randomness_is_the_generators():
@@ -314,7 +325,7 @@ def test_the_seed_decides_everything(tmp_path):
 ROUND_TRIPS = [spec_of('mebqat-pn', options=(('per_channel', True), ('init', 'paper'))), spec_of('pn-qat', scheme='dorefa', bits='W1A1'),
                spec_of('mebqat-pn', scheme='dorefa', options=(('act_clip', 'pact'),), bn='running'), spec_of('mebqat-maml', scheme='sat', options=(('rounding', 'centered'),)),
                spec_of('mebqat-maml', adapts='weights norms', learn_rates=True, every_step=True, second_order=True), spec_of('fomaml', options=(('shared_step', True),)),
-               spec_of('mebqat-pn', design='both', guaranteed='W2A2', test_way=4, n_way=5)]
+               spec_of('mebqat-maml', adapts='head', center=True, learn_rates=True), spec_of('mebqat-pn', design='both', guaranteed='W2A2', test_way=4, n_way=5)]
 
 
 @pytest.mark.parametrize('spec', ROUND_TRIPS, ids=lambda s: f'{s.method}-{s.scheme}-{s.bn}-{s.adapts}-{s.design}')
@@ -466,6 +477,34 @@ def test_prototype_sweep_is_the_plain_loop(scheme, bn):
             means = z[:8].view(4, 2, -1).mean(1)
             right = torch.cdist(z[8:], means).argmin(1) == e.query_labels
             assert float(scores.accuracy[bits][i]) == float(right.double().mean()), (bits, i)
+
+
+@pytest.mark.parametrize('bn', ('batch', 'running'))
+def test_centered_features_are_another_start_of_the_bias(bn):
+    "What centering learns is an ordinary network: the mean's logits move into the bias."
+    model, episodes, learner = network(True, bn=bn), Episodes(pool('test'), 3, 2, 3), InnerSteps(3, 2., kinds=('head',), center=True)
+    scores = sweep_episodes(model, learner, episodes, SPACE, n=3)
+    assert scores.meta['adapts'] == "head, features less the support's mean"
+    for bits in SPACE:
+        for i,e in enumerate(episodes.take(3)):
+            mine = copy.deepcopy(model).eval()
+            with use_bits(mine, bits), torch.no_grad(): mean, support = (h := mine[:-1](e.support)).mean(0), h
+            optimizer = torch.optim.SGD(mine.fc.parameters(), lr=2.)
+            for _ in range(3):
+                optimizer.zero_grad()
+                F.cross_entropy(mine.fc(support - mean), e.support_labels).backward()
+                optimizer.step()
+            with use_bits(mine, bits), torch.no_grad():
+                mine.fc.bias -= mine.fc.weight @ mean
+                right = mine(e.query).argmax(1) == e.query_labels
+            assert float(scores.accuracy[bits][i]) == float(right.double().mean()), (bits, i)
+            assert torch.equal(answer(model, learner, e, bits).predicted == e.query_labels, right)
+
+
+def test_centering_needs_a_classifier_that_adapts_alone():
+    with pytest.raises(ValueError, match='center=True is for the classifier of a chain of layers, adapted alone; here the inner loop adapts weights of a Sequential'):
+        mebqat_maml(SPACE, 1, learner=InnerSteps(1, .3, center=True))(network(True), drawn(1), gen())
+    with pytest.raises(ValueError, match="center=True is for adapts='head'; got adapts='head norms'"): spec_of('mebqat-maml', center=True, adapts='head norms')
 
 
 @pytest.mark.parametrize('kinds', (('weights',), ('weights', 'norms')))

@@ -19,35 +19,41 @@ from mebqat.fewruns import FewShotSpec, few_network, few_pool
 
 SIX = BitSpace.parse('W2A2 W2A8 W8A3 W4A4 W8A8 FP')
 MAML_PAIRS = BitSpace.parse('W2A2 W3A8 W4A4 W8A8 FP')
+DEDICATED = ('W2A2', 'W2A8', 'W8A3', 'W4A4', 'W8A8', 'W3A8')
 
 
 class Omniglot(Matrix):
     "The prototypical family and the MAML family, each with its dedicated networks."
     n_way = 20
-    extra = {'pn-handicap': 'pn'}
-    compared = (('mebqat-pn', ('start', 'pn')), ('mebqat-maml', ('maml',)))
+    extra = {'pn-handicap': 'pn', 'untrained-maml': 'mebqat-maml'}
+    compared = (('mebqat-pn', ('start', 'pn', 'mebqat-pn-inner')), ('mebqat-maml', ('maml', 'untrained-maml')))
 
     def runs(self):
         a = self.a
         data = dict(data='omniglot', split_file=a.split_file, jitter=0.75, seed=a.seed)
         proto = dict(n_way=60, k_shot=1, n_query=5, turns=True, **data)
         more = dict(init=str(a.out/'start'), lr=1e-3, **proto)
-        inner = dict(init=str(a.out/'start'), n_way=20, k_shot=1, n_query=5, n_tasks=4, steps=a.maml, lr=1e-3, inner_steps=5, inner_lr=0.2,
-                     adapts='head', second_order=True, learn_rates=True, **data)
+        inner = dict(n_way=20, k_shot=1, n_query=5, n_tasks=4, steps=a.maml, lr=1e-3 if a.raw else 2e-4, inner_steps=5, inner_lr=0.2 if a.raw else 3.,
+                     adapts='head', center=not a.raw, second_order=True, learn_rates=True, **data)
+        def after(name): return dict(init=str(a.out/('start' if a.raw else name)), **inner)
         yield 'start', FewShotSpec('pn', steps=a.start, n_tasks=1, lr=2e-3, **proto)
-        yield 'mebqat-pn', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=4, guaranteed='W2A2', **more)
+        yield 'mebqat-pn', FewShotSpec('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', **more)
+        yield 'mebqat-pn-inner', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=4, guaranteed='W2A2', **more)
         yield 'pn', FewShotSpec('pn', steps=a.passes, n_tasks=1, **more)
-        for b in SIX.pairs[:-1]: yield f'pn-qat-{b}', FewShotSpec('pn-qat', bits=str(b), steps=a.passes, n_tasks=1, **more)
-        yield 'mebqat-maml', FewShotSpec('mebqat-maml', guaranteed='W2A2', **inner)
-        yield 'maml', FewShotSpec('fomaml', **inner)
-        yield 'maml-qat-W3A8', FewShotSpec('fomaml-qat', bits='W3A8', **inner)
+        for b in DEDICATED: yield f'pn-qat-{b}', FewShotSpec('pn-qat', bits=b, steps=a.passes, n_tasks=1, **more)
+        yield 'mebqat-maml', FewShotSpec('mebqat-maml', guaranteed='W2A2', **after('mebqat-pn'))
+        yield 'maml', FewShotSpec('fomaml', **after('pn'))
+        yield 'maml-qat-W3A8', FewShotSpec('fomaml-qat', bits='W3A8', **after('pn-qat-W3A8'))
 
     def pairs(self, name):
         if '-qat-' in name: return BitSpace([Bits.parse(name.rpartition('-')[2])])
         return MAML_PAIRS if 'maml' in name else SIX
 
     def make(self, name):
-        "PN's trained float weights with quantizers as the reference code has them: one step for all widths, set up on the random start."
+        "PN's trained float weights with quantizers as the reference code has them: one step for all widths, set up on the random start; or the network that MEBQAT-MAML starts from."
+        if name == 'untrained-maml':
+            run, spec = self.train('mebqat-pn'), self.specs['mebqat-maml']
+            return replace(run, spec=spec, model=few_network(spec, few_pool(spec)).eval())
         run = self.train('pn')
         options = (('shared_step', True), ('init', 'paper'), ('reference_compat', True))
         start = replace(run.spec, init='', options=options)
@@ -58,8 +64,9 @@ class Omniglot(Matrix):
     def about(self):
         a = self.a
         return {'data': 'Omniglot, 28x28, ink 1, four turns of each character as classes; ' + (f'split file {a.split_file}' if a.split_file else 'the package\'s seeded split'),
-                'protocol': f'a float prototypical network, {a.start} steps of 60-way 1-shot episodes with 5 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every prototypical run but the start itself had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine), '
-                            f'MEBQAT-PN as {a.passes//4} steps of W2A2 and 3 random pairs on one episode; MAML runs: {a.maml} steps of four 20-way 1-shot tasks, 5 inner steps on the classifier alone, second order, learned rates; training images under random affine maps of strength 0.75; one seed',
+                'protocol': f'a float prototypical network, {a.start} steps of 60-way 1-shot episodes with 5 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every prototypical run but the start itself had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine): '
+                            f'MEBQAT-PN as {a.passes//2} steps of two episodes, one at W2A2 and one at a random pair, mebqat-pn-inner as {a.passes//4} steps of one episode at W2A2 and 3 random pairs; then {a.maml} steps of four 20-way 1-shot tasks (Adam 2e-4, cosine), 5 inner steps from 3 on the classifier alone, features less the mean of the support, second order, learned rates: '
+                            'MEBQAT-MAML from the weights of MEBQAT-PN, MAML from PN, MAML+QAT from PN+QAT at its pair; untrained-maml is MEBQAT-MAML before its first step; training images under random affine maps of strength 0.75; one seed',
                 'evaluation': f'{a.episodes} test episodes, 20-way, 15 queries a class, the same for every run and pair; batch norm on the statistics of support and query together (prototypes) or of each (MAML); the start, PN and MAML quantized with steps measured from their trained weights; pn-handicap is PN as the public reference code quantizes it: one step for all widths by the paper\'s rule, set up at two bits on the random start, and one activation level too many',
                 'command': f'python tests/bench/omniglot/few_shot.py --out runs/omniglot --start {a.start} --passes {a.passes} --maml {a.maml} --split-file {a.split_file}'}
 
@@ -69,5 +76,6 @@ if __name__ == '__main__':
     p.add_argument('--split-file', default='', help='JSON lists of characters under train, val, test, here or in MEBQAT_DATA')
     p.add_argument('--start', type=int, default=5000, help='steps of the float start')
     p.add_argument('--passes', type=int, default=2400, help='backward passes of every prototypical run after it')
+    p.add_argument('--raw', action='store_true', help='MAML without centering, inner rates from 0.2: see plateau.py')
     p.add_argument('--maml', type=int, default=1500, help='steps of every MAML run after it')
     Omniglot(p.parse_args()).main()

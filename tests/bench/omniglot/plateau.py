@@ -1,6 +1,7 @@
-"""What became of the MAML runs of few_shot.py, whose inner rate of 0.2 is too bold: their validation accuracy by step, their test accuracy, and the rate's effect before any training.
+"""What becomes of MAML on features that are never negative, and what centering them changes: accuracy by inner rate before any training, then validation and test accuracy of three runs without centering.
 
-    python tests/bench/omniglot/plateau.py --out runs/omniglot --split-file omniglot_vinyals_split.json    # after few_shot.py --only mebqat-maml maml maml-qat-W3A8
+    python tests/bench/omniglot/few_shot.py --out runs/plateau --raw --only mebqat-maml maml maml-qat-W3A8 ...    # the runs, an inner rate of 0.2 and no centering
+    python tests/bench/omniglot/plateau.py --out runs/plateau --split-file omniglot_vinyals_split.json
 
 Omniglot is looked for in the folder that MEBQAT_DATA names.
 """
@@ -20,21 +21,30 @@ from mebqat.fewruns import few_network, few_pool, open_few
 from mebqat.methods import FP
 from mebqat.surface import write_text
 
-RATES, EPISODES, RESULTS = (0.02, 0.04, 0.1, 0.2), 8, Path('data/results/omniglot_maml_plateau.json')
+RATES, CENTERED, EPISODES, RESULTS = (0.01, 0.02, 0.04, 0.1, 0.2), (0.1, 0.3, 1., 3., 10.), 30, Path('data/results/omniglot_maml_plateau.json')
 
 
-def probe(run):
+def probe(run, rates, center):
     "Accuracy of five inner steps on a classifier of zeros, the start's embedding under it, by inner rate."
-    spec, out = run.spec, {}
+    spec, out = replace(run.spec, center=center), {}
     pool = few_pool(spec, 'val')
-    for rate in RATES:
+    for rate in rates:
         model = few_network(replace(spec, inner_lr=rate, learn_rates=False), pool)
         torch.nn.init.zeros_([m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1].weight)
         episodes = Episodes(pool, spec.n_way, spec.k_shot, 15, seed=0)
         learner = replace(spec, inner_lr=rate, learn_rates=False).learner()
         out[rate] = sweep_episodes(model.eval(), learner, episodes, BitSpace([FP]), EPISODES).surface().at(FP).accuracy
-        print(f'inner rate {rate}: {100*out[rate]:.1f} %', flush=True)
+        print(f'inner rate {rate}{", centered" if center else ""}: {100*out[rate]:.1f} %', flush=True)
     return out
+
+
+@torch.no_grad()
+def features(run):
+    "How long a support image's features are at the start, and how far from the support's mean."
+    pool = few_pool(run.spec, 'val')
+    model = few_network(replace(run.spec, learn_rates=False), pool).eval()
+    seen = [model[:-1](e.support) for e in Episodes(pool, run.spec.n_way, run.spec.k_shot, 15, seed=0).take(EPISODES)]
+    return {'length': float(torch.stack([s.norm(dim=1).mean() for s in seen]).mean()), 'distance from the mean': float(torch.stack([(s - s.mean(0)).norm(dim=1).mean() for s in seen]).mean())}
 
 
 def main():
@@ -53,9 +63,10 @@ def main():
         print(name, test)
     first = runs['maml'].spec
     about = {'data': f'Omniglot, 28x28, 20-way 1-shot; split file {a.split_file}', 'recipe': f'{first.steps} steps of {first.n_tasks} tasks from the float prototypical network of omniglot_few_shot.json; {first.inner_steps} inner steps on the classifier alone, second order, learned rates from {first.inner_lr}, Adam {first.lr:g}, cosine; seed {first.seed}',
-             'probe': f'{EPISODES} validation episodes, 15 queries a class, full precision, classifier of zeros on the same start, before any MAML training', 'test': '600 test episodes, 15 queries a class, 95 % intervals over episodes',
-             'command': f'python tests/bench/omniglot/plateau.py --out runs/omniglot --split-file {a.split_file}', 'mebqat': mebqat.__version__, 'torch': torch.__version__}
-    write_text(RESULTS, json.dumps({'format': 'mebqat-results', 'version': 1, 'about': about, 'rates': {str(k): v for k,v in probe(runs['maml']).items()}, 'runs': rows}, indent=1) + '\n')
+             'probe': f'{EPISODES} validation episodes, 15 queries a class, full precision, five inner steps on a classifier of zeros on the same start, before any MAML training; centered: features less the mean of the support',
+             'features': features(runs['maml']), 'test': '600 test episodes, 15 queries a class, 95 % intervals over episodes',
+             'command': f'python tests/bench/omniglot/plateau.py --out runs/plateau --split-file {a.split_file}', 'mebqat': mebqat.__version__, 'torch': torch.__version__}
+    write_text(RESULTS, json.dumps({'format': 'mebqat-results', 'version': 1, 'about': about, 'rates': probe(runs['maml'], RATES, False), 'centered rates': probe(runs['maml'], CENTERED, True), 'runs': rows}, indent=1) + '\n')
 
 
 if __name__ == '__main__': main()
