@@ -145,7 +145,8 @@ INNER = {
     'second_order': (bool, 'Outer gradients through the inner ones', 'no'),
     'every_step': (bool, 'Query loss averaged over the path', 'no'),
     'adapts': (str, 'What the inner loop changes, of "weights head norms steps"', 'weights'),
-    'center': (bool, "With --adapts head: subtract the support's mean from the features", 'no')}
+    'center': (bool, "With --adapts head: subtract the support's mean from the features", 'no'),
+    'temperature': (float, "Divides the query's logits in the outer loss", '1.0')}
 PANELS = {'Training': BOTH, 'Ordinary methods': ONE_SET | GIVEN | GENERATED, 'Learned bits (adaqat, fracbits)': LEARNING, 'Few-shot': EPISODES, 'Few-shot by an inner loop (MAML)': INNER}
 ONLY = {**dict.fromkeys(INNER, FEW_SHOT[3:]), 'test_way': FEW_SHOT[:3], 'turns': FEW_SHOT[:3], 'design': ('mebqat-pn',), 'calibrate': ('pn', 'fomaml'),
         **dict.fromkeys(LEARNING, LEARNED), 'lam': ('adaqat',), 'hardware': ('adaqat',), 'target_bytes': ('fracbits',), 'target_bitops': ('fracbits',), 'policy': ('qat',), 'hidden': ('metaquantnet',)}
@@ -741,6 +742,10 @@ def _root(version: Annotated[bool, typer.Option('--version', help='Print the ver
 def main(): app()
 
 # %% ../nbs/50_cli.ipynb #4f475c7f
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
 #| eval: false
 #| eval: false
 #| eval: false

@@ -7,6 +7,7 @@ __all__ = ['FEW_SHOT_METHODS', 'DESIGNS', 'FewShotOptions', 'FewShotSpec', 'othe
            'fold_scales', 'few_float', 'few_network', 'train_few', 'FewRun', 'open_few']
 
 # %% ../nbs/36_fewruns.ipynb #65e78998
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -64,6 +65,7 @@ class FewShotOptions:
     every_step: bool = False      # MAML: query loss averaged over the path?
     adapts: str = 'weights'       # MAML: of `weights head norms steps`, what the inner loop changes
     center: bool = False          # MAML with adapts='head': features less the support's mean?
+    temperature: float = 1.0      # MAML: divides the query's logits in the outer loss
     calibrate: bool = True        # Full-precision methods: quantizer steps measured anew from the trained weights? The reference keeps those of the random start
     bn: str = 'batch'             # Batch norm: `batch` statistics, or `running` ones
     jitter: float = 0.0           # Strength of random affine maps of training images; 1 is 10 degrees, 15 %, 2 pixels
@@ -83,6 +85,7 @@ class FewShotSpec(FewShotOptions):
         if self.guaranteed and not self.over_bits: raise ValueError(f'guaranteed={self.guaranteed!r} is for mebqat-pn and mebqat-maml; {self.method} trains at one pair')
         if not self.prototypical and (not isinstance(self.inner_steps, int) or self.inner_steps < 1): raise ValueError(f'{self.method} learns through 1 inner step or more; got inner_steps={self.inner_steps!r}')
         if self.center and self.adapts.split() != ['head']: raise ValueError(f"center=True is for adapts='head'; got adapts={self.adapts!r}")
+        if not 0 < self.temperature < math.inf: raise ValueError(f'temperature must be positive, got {self.temperature}')
         if not 0 <= self.jitter <= 3: raise ValueError(f'jitter must be 0 to 3, got {self.jitter}')
         for k in ('steps', 'n_tasks', 'glyph_classes'):
             if not isinstance(n := getattr(self, k), int) or n < 1: raise ValueError(f'{k} must be 1 or more, got {n!r}')
@@ -108,7 +111,7 @@ class FewShotSpec(FewShotOptions):
 
     def learner(self) -> Prototypes|InnerSteps:
         "How this run's network learns an episode."
-        return Prototypes(turns=self.turns) if self.prototypical else InnerSteps(self.inner_steps, self.inner_lr, not self.second_order, self.every_step, tuple(self.adapts.split()), self.center)
+        return Prototypes(turns=self.turns) if self.prototypical else InnerSteps(self.inner_steps, self.inner_lr, not self.second_order, self.every_step, tuple(self.adapts.split()), self.center, self.temperature)
 
 # %% ../nbs/36_fewruns.ipynb #f098ce5b
 def other_pool(

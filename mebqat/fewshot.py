@@ -7,6 +7,7 @@ __all__ = ['proto_loss', 'split_stem', 'trainable', 'Prototypes', 'InnerSteps', 
            'maml']
 
 # %% ../nbs/26_fewshot.ipynb #03b3d18c
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,6 +97,7 @@ class InnerSteps:
     every_step: bool = False             # Query loss averaged over the path, rather than at its end?
     kinds: tuple[str, ...] = ('weights',) # What adapts: of `weights`, `head`, `norms`, `steps`
     center: bool = False                 # Subtract the support's mean from every feature? For `kinds=('head',)`
+    temperature: float = 1.0             # Divides the query's logits in the outer loss; answers stay
 
     @property
     def forwards(self) -> int: return self.steps + (max(self.steps, 1) if self.every_step else 1)
@@ -105,6 +107,7 @@ class InnerSteps:
     def check(self, model:nn.Module):
         "Refuse what cannot run (ValueError)."
         check_inner(self.steps, self.inner_lr)
+        if not 0 < self.temperature < math.inf: raise ValueError(f'temperature must be positive, got {self.temperature}')
         names = adaptable(model, self.kinds)
         if self.center and (self.kinds != ('head',) or not len(split_body(model, names)[0])):
             raise ValueError(f'center=True is for the classifier of a chain of layers, adapted alone; here the inner loop adapts {" and ".join(self.kinds)} of a {type(model).__name__}')
@@ -127,7 +130,7 @@ class InnerSteps:
             path = inner_path(rest, support, episode.support_labels, self.steps, rates, names, self.first_order, losses)
             points = [p for k,p in enumerate(path) if k == self.steps or (self.every_step and k > 0)]
             answers = [functional_call(rest, p, (query,)) for p in points]
-        loss = sum(F.cross_entropy(a, episode.query_labels) for a in answers)/len(answers)
+        loss = sum(F.cross_entropy(a/self.temperature, episode.query_labels) for a in answers)/len(answers)
         right = answers[-1].detach().argmax(1) == episode.query_labels
         return [loss.detach(), right.float().mean(), *torch.autograd.grad(loss, trainable(model), allow_unused=True), *losses]
 

@@ -63,10 +63,10 @@ def test_what_was_not_said_is_left_to_the_description(method):
 def test_every_option_reaches_the_run(tmp_path):
     said = json.loads(good('train', '--out', tmp_path/'run', '--method', 'fomaml', '--data', 'glyphs', '--glyph-classes', 20, '--scheme', 'lsq', '--option', 'per_channel=true',
                            '--n-way', 3, '--k-shot', 2, '--n-query', 1, '--steps', 1, '--n-tasks', 1, '--lr', .01, '--optimizer', 'sgd', '--weight-decay', .001, '--inner-steps', 1,
-                           '--inner-lr', .2, '--learn-rates', '--second-order', '--every-step', '--adapts', 'weights norms', '--no-calibrate', '--bn', 'batch',
+                           '--inner-lr', .2, '--learn-rates', '--second-order', '--every-step', '--adapts', 'weights norms', '--temperature', .5, '--no-calibrate', '--bn', 'batch',
                            '--jitter', 1, '--size', 16, '--width', 4, '--seed', 3, '--no-compile', '--json').stdout)
     want = FewShotSpec('fomaml', glyph_classes=20, options=(('per_channel', True),), n_way=3, k_shot=2, n_query=1, steps=1, n_tasks=1, lr=.01, optimizer='sgd', weight_decay=.001,
-                       inner_steps=1, inner_lr=.2, learn_rates=True, second_order=True, every_step=True, adapts='weights norms', calibrate=False, jitter=1, size=16, width=4, seed=3)
+                       inner_steps=1, inner_lr=.2, learn_rates=True, second_order=True, every_step=True, adapts='weights norms', temperature=.5, calibrate=False, jitter=1, size=16, width=4, seed=3)
     assert said['run'] == str(tmp_path/'run') and len(said['history']) == 1 and open_few(tmp_path/'run').spec == want == FewShotSpec(**said['spec'])
 
 
@@ -173,7 +173,7 @@ BAD_SETTINGS = {
     'mebqat-pn --glyph-classes 2': '2', 'mebqat-pn --test-way 1': 'test_way', 'mebqat-pn --test-way 0': 'test_way', 'mebqat-pn --bits W1A1': 'W1A1', 'mebqat-pn --bits W17A4': '17', 'pn --bits W2A2': 'W2A2',
     'pn-qat': 'needs bits', 'pn-qat --bits W2A2,W4A4': 'one pair', 'pn --guaranteed W2A2': 'guaranteed', 'mebqat-pn --guaranteed W1A1': 'W1A1',
     'mebqat-pn --design outside': 'outside', 'mebqat-pn --jitter -1': '-1', 'mebqat-pn --bn reestimate': 'reestimate', 'mebqat-pn --split-file nowhere': 'nowhere',
-    'mebqat-maml --adapts everything': 'everything', 'mebqat-maml --center': "adapts='head'", 'pn --center': '--center is not an option of pn', 'mebqat-maml --inner-steps -1': '-1', 'mebqat-maml --inner-lr 0': '0', 'mebqat-maml --inner-lr nan': 'nan',
+    'mebqat-maml --adapts everything': 'everything', 'mebqat-maml --center': "adapts='head'", 'pn --center': '--center is not an option of pn', 'mebqat-maml --temperature 0': 'temperature must be positive, got 0', 'mebqat-maml --temperature nan': 'nan', 'mebqat-maml --inner-steps -1': '-1', 'mebqat-maml --inner-lr 0': '0', 'mebqat-maml --inner-lr nan': 'nan',
     'mebqat-pn --lr nan': 'nan', 'mebqat-pn --lr 0': '0', 'mebqat-pn --width 0': '0', 'mebqat-pn --size 4': '4', 'mebqat-pn --optimizer lion': 'lion',
     'mebqat-pn --option name=sat': 'sat', 'mebqat-pn --option step': 'step', 'mebqat-pn --scheme fsq': 'fsq', 'mebqat-pn --data nowhere': 'nowhere', 'mebqat-pn --init nowhere': 'nowhere',
     'mebqat-pn --threads -1': '-1', 'mebqat-pn --device nowhere': 'nowhere', 'mebqat --data omniglot.zip': 'omniglot is split over classes', 'float --data mini_imagenet': 'mini_imagenet'}

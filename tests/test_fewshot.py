@@ -75,7 +75,7 @@ def task_by_hand(model, bits, e, learner):
             for k in range(learner.steps):
                 slopes = torch.autograd.grad(F.cross_entropy(support @ w.T + b, e.support_labels), (w, b), create_graph=not learner.first_order)
                 w, b = w - learner.inner_lr*slopes[0], b - learner.inner_lr*slopes[1]
-            loss = F.cross_entropy(query @ w.T + b, e.query_labels)
+            loss = F.cross_entropy((query @ w.T + b)/learner.temperature, e.query_labels)
         else:
             fast, moving, points = dict(named), adaptable(model, learner.kinds), []
             for k in range(learner.steps):
@@ -84,7 +84,7 @@ def task_by_hand(model, bits, e, learner):
                 fast |= {n: fast[n] - learner.inner_lr*s for n,s in zip(moving, slopes) if s is not None}
                 points.append(dict(fast))
             points = points if learner.every_step else points[-1:]
-            loss = torch.stack([F.cross_entropy(functional_call(model, p, (e.query,)), e.query_labels) for p in points]).mean()
+            loss = torch.stack([F.cross_entropy(functional_call(model, p, (e.query,))/learner.temperature, e.query_labels) for p in points]).mean()
     return float(loss.detach()), dict(zip(named, torch.autograd.grad(loss, named.values(), allow_unused=True)))
 
 
@@ -105,9 +105,9 @@ STEPS = {
     'pn': (pn(), 1), 'pn-qat': (pn(Bits(2, 4), 2), 2), 'pn, apart': (FewShot('x', Prototypes(share_stem=False), (Bits(2, 2), FP)), 1),
     'mebqat-maml': (mebqat_maml(SPACE, 4, learner=InnerSteps(2, .3)), 4), 'fomaml-qat': (maml(Bits(3, 4), 2, InnerSteps(2, .3)), 2),
     'maml': (maml(FP, 1, InnerSteps(2, .3, first_order=False)), 1),
-    'everything': (mebqat_maml(SPACE, 3, [Bits(2, 2)], InnerSteps(2, .1, False, True, ('weights', 'norms', 'steps'))), 3),
+    'everything': (mebqat_maml(SPACE, 3, [Bits(2, 2)], InnerSteps(2, .1, False, True, ('weights', 'norms', 'steps'), temperature=2.)), 3),
     'one episode': (mebqat_maml(SPACE, 2, learner=InnerSteps(1, .3)), 1),
-    'centered': (mebqat_maml(SPACE, 4, learner=InnerSteps(3, 2., False, kinds=('head',), center=True)), 4), 'centered, first order': (maml(Bits(3, 4), 2, InnerSteps(2, 1., kinds=('head',), center=True)), 2),
+    'centered': (mebqat_maml(SPACE, 4, learner=InnerSteps(3, 2., False, kinds=('head',), center=True, temperature=.25)), 4), 'centered, first order': (maml(Bits(3, 4), 2, InnerSteps(2, 1., kinds=('head',), center=True)), 2),
 }
 
 
@@ -499,6 +499,12 @@ def test_centered_features_are_another_start_of_the_bias(bn):
                 right = mine(e.query).argmax(1) == e.query_labels
             assert float(scores.accuracy[bits][i]) == float(right.double().mean()), (bits, i)
             assert torch.equal(answer(model, learner, e, bits).predicted == e.query_labels, right)
+
+
+@pytest.mark.parametrize('bad', (0, -1., float('inf'), float('nan')))
+def test_a_temperature_is_positive(bad):
+    for make in (lambda: spec_of('mebqat-maml', temperature=bad), lambda: maml(FP, 1, InnerSteps(1, temperature=bad))(network(True), drawn(1), gen())):
+        with pytest.raises(ValueError, match=f'temperature must be positive, got {bad}'): make()
 
 
 def test_centering_needs_a_classifier_that_adapts_alone():

@@ -14,7 +14,7 @@ from _matrix import Matrix, arguments
 from mebqat.bits import Bits, BitSpace
 from mebqat.fewruns import FewShotSpec, few_pool
 
-PAIRS = BitSpace.parse('W2A2 W4A4 W8A8 FP')
+PAIRS = BitSpace.parse('W2A2 FP')
 QAT = ('W2A2',)
 
 

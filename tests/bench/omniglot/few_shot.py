@@ -34,7 +34,7 @@ class Omniglot(Matrix):
         proto = dict(n_way=60, k_shot=1, n_query=5, turns=True, **data)
         more = dict(init=str(a.out/'start'), lr=1e-3, **proto)
         inner = dict(n_way=20, k_shot=1, n_query=5, n_tasks=4, steps=a.maml, lr=1e-3 if a.raw else 2e-4, inner_steps=5, inner_lr=0.2 if a.raw else 3.,
-                     adapts='head', center=not a.raw, second_order=True, learn_rates=True, **data)
+                     adapts='head', center=not a.raw, temperature=1. if a.raw else 0.25, second_order=True, learn_rates=True, **data)
         def after(name): return dict(init=str(a.out/('start' if a.raw else name)), **inner)
         yield 'start', FewShotSpec('pn', steps=a.start, n_tasks=1, lr=2e-3, **proto)
         yield 'mebqat-pn', FewShotSpec('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', **more)
@@ -65,7 +65,7 @@ class Omniglot(Matrix):
         a = self.a
         return {'data': 'Omniglot, 28x28, ink 1, four turns of each character as classes; ' + (f'split file {a.split_file}' if a.split_file else 'the package\'s seeded split'),
                 'protocol': f'a float prototypical network, {a.start} steps of 60-way 1-shot episodes with 5 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every prototypical run but the start itself had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine): '
-                            f'MEBQAT-PN as {a.passes//2} steps of two episodes, one at W2A2 and one at a random pair, mebqat-pn-inner as {a.passes//4} steps of one episode at W2A2 and 3 random pairs; then {a.maml} steps of four 20-way 1-shot tasks (Adam 2e-4, cosine), 5 inner steps from 3 on the classifier alone, features less the mean of the support, second order, learned rates: '
+                            f'MEBQAT-PN as {a.passes//2} steps of two episodes, one at W2A2 and one at a random pair, mebqat-pn-inner as {a.passes//4} steps of one episode at W2A2 and 3 random pairs; then {a.maml} steps of four 20-way 1-shot tasks (Adam 2e-4, cosine), 5 inner steps from 3 on the classifier alone, features less the mean of the support, second order, learned rates, query logits divided by a temperature of 0.25 in the loss: '
                             'MEBQAT-MAML from the weights of MEBQAT-PN, MAML from PN, MAML+QAT from PN+QAT at its pair; untrained-maml is MEBQAT-MAML before its first step; training images under random affine maps of strength 0.75; one seed',
                 'evaluation': f'{a.episodes} test episodes, 20-way, 15 queries a class, the same for every run and pair; batch norm on the statistics of support and query together (prototypes) or of each (MAML); the start, PN and MAML quantized with steps measured from their trained weights; pn-handicap is PN as the public reference code quantizes it: one step for all widths by the paper\'s rule, set up at two bits on the random start, and one activation level too many',
                 'command': f'python tests/bench/omniglot/few_shot.py --out runs/omniglot --start {a.start} --passes {a.passes} --maml {a.maml} --split-file {a.split_file}'}
