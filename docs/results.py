@@ -54,15 +54,18 @@ def cifar10():
 def omniglot():
     "Parts about Omniglot by name."
     doc, out = load('omniglot_few_shot'), {}
-    titles = {'start': 'PN, quantized afterwards', 'pn': 'PN, quantized afterwards', 'mebqat-pn': 'MEBQAT-PN, one network'}
+    titles = {'start': 'PN, quantized afterwards', 'pn': 'PN, quantized afterwards', 'mebqat-pn': 'MEBQAT-PN, one network', 'mebqat-pn-inner': 'MEBQAT-PN, one episode at four pairs',
+              'pn-handicap': "PN, quantized as the reference does", 'mebqat-maml': 'MEBQAT-MAML, one network', 'maml': 'MAML, quantized afterwards', 'untrained-maml': 'MEBQAT-PN under a classifier of zeros'}
+    caption = 'Accuracy on characters never seen in training, with intervals over 600 episodes.'
     for shot in (1, 5):
         runs = {r['name']: Surface(points(r['points'], n=600), r['name']) for r in doc['runs'] if r['k_shot'] == shot}
         if 'pn' in runs: runs.pop('start', None)
-        named = {titles.get(k, k.replace('pn-qat-', 'PN+QAT for ')): s for k,s in runs.items()}
-        caption = 'Accuracy on characters never seen in training, with intervals over 600 episodes.'
-        out[f'omniglot {shot}'] = by_pair(named, f'Omniglot, 20-way {shot}-shot', caption).update_yaxes(range=[0.7 if shot == 1 else 0.9, 1])
-        rows = {name: {str(b): percent(s.at(b)) for b in s} for name,s in named.items()}
-        out[f'omniglot table {shot}'] = pd.DataFrame(rows).fillna('').rename_axis(columns='accuracy, % (interval)')
+        named = {titles.get(k, k.replace('-qat-', '+QAT for ').replace('maml', 'MAML').replace('pn', 'PN')): s for k,s in runs.items()}
+        for family,low in (('', 0.7 if shot == 1 else 0.9), (' maml', 0.7)):
+            if not (some := {k: s for k,s in named.items() if ('MAML' in k or 'zeros' in k) == bool(family)}): continue
+            out[f'omniglot{family} {shot}'] = by_pair(some, f'Omniglot, 20-way {shot}-shot', caption).update_yaxes(range=[low, 1])
+            rows = {name: {str(b): percent(s.at(b)) for b in s} for name,s in some.items()}
+            out[f'omniglot{family} table {shot}'] = pd.DataFrame(rows).fillna('').rename_axis(columns='accuracy, % (interval)')
     paired = pd.DataFrame(doc['paired'])
     said = [f'{d:+.2f} ({low:+.2f} to {high:+.2f})' for d,low,high in zip(paired.difference, paired.low, paired.high)]
     paired = paired.assign(**{'difference, points': said, 'clear of zero': paired.clear.map({True: 'yes', False: 'no'})})

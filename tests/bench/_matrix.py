@@ -42,7 +42,7 @@ class Matrix:
     def measure(self, name):
         "Per-episode test accuracies, 1 and 5 shots for prototypes, measured once."
         files = {shot: self.a.out/name/f'{shot}-shot.safetensors' for shot in (1, 5)}
-        if name in self.specs and not self.specs[name].prototypical: del files[5]
+        if not self.specs[name if name in self.specs else self.extra[name]].prototypical: del files[5]
         if all(f.exists() for f in files.values()): return
         run = self.train(name)
         for shot, file in files.items():
@@ -63,7 +63,7 @@ class Matrix:
                 rows.append({'name': name, 'k_shot': shot, **self.effort(name), 'points': self.points(s), 'protocol': s.meta})
         for ours, others in self.compared:
             for (name, shot), s in kept.items():
-                if name != ours and name.startswith(others) and (ours, shot) in kept:
+                if name != ours and name.startswith(others) and (ours, shot) in kept and s.accuracy.keys() & kept[ours, shot].accuracy.keys():
                     paired += [{'ours': ours, 'other': name, 'k_shot': shot, **row} for row in kept[ours, shot].minus(s).reset_index().to_dict('records')]
         done = [n for n in (*self.specs, *self.extra) if any(n == k for k,_ in kept)]
         only = [] if len(done) == len(self.specs) + len(self.extra) else ['--only', *(n for n in done if n != next(iter(self.specs)))]

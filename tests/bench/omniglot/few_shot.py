@@ -33,8 +33,8 @@ class Omniglot(Matrix):
         data = dict(data='omniglot', split_file=a.split_file, jitter=0.75, seed=a.seed)
         proto = dict(n_way=60, k_shot=1, n_query=5, turns=True, **data)
         more = dict(init=str(a.out/'start'), lr=1e-3, **proto)
-        inner = dict(n_way=20, k_shot=1, n_query=5, n_tasks=4, steps=a.maml, lr=1e-3 if a.raw else 2e-4, inner_steps=5, inner_lr=0.2 if a.raw else 3.,
-                     adapts='head', center=not a.raw, temperature=1. if a.raw else 0.25, second_order=True, learn_rates=True, **data)
+        inner = dict(n_way=20, k_shot=1, n_query=5, n_tasks=4, steps=a.maml, lr=1e-3 if a.raw else 2e-4, inner_steps=5, inner_lr=0.2 if a.raw == 'features' else 3.,
+                     adapts='head', center=a.raw != 'features', temperature=1. if a.raw else 0.25, second_order=True, learn_rates=True, **data)
         def after(name): return dict(init=str(a.out/('start' if a.raw else name)), **inner)
         yield 'start', FewShotSpec('pn', steps=a.start, n_tasks=1, lr=2e-3, **proto)
         yield 'mebqat-pn', FewShotSpec('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', **more)
@@ -76,6 +76,6 @@ if __name__ == '__main__':
     p.add_argument('--split-file', default='', help='JSON lists of characters under train, val, test, here or in MEBQAT_DATA')
     p.add_argument('--start', type=int, default=5000, help='steps of the float start')
     p.add_argument('--passes', type=int, default=2400, help='backward passes of every prototypical run after it')
-    p.add_argument('--raw', action='store_true', help='MAML without centering, inner rates from 0.2: see plateau.py')
+    p.add_argument('--raw', default='', choices=('', 'features', 'loss'), help='MAML from the float start with Adam 1e-3 and without the temperature (loss) or without centering, too (features): see plateau.py')
     p.add_argument('--maml', type=int, default=1500, help='steps of every MAML run after it')
     Omniglot(p.parse_args()).main()

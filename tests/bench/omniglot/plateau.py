@@ -1,7 +1,8 @@
 """What becomes of MAML on features that are never negative, and what centering them changes: accuracy by inner rate before any training, then validation and test accuracy of three runs without centering.
 
-    python tests/bench/omniglot/few_shot.py --out runs/plateau --raw --only mebqat-maml maml maml-qat-W3A8 ...    # the runs, an inner rate of 0.2 and no centering
-    python tests/bench/omniglot/plateau.py --out runs/plateau --split-file omniglot_vinyals_split.json
+    python tests/bench/omniglot/few_shot.py --out runs/plateau --raw features --only mebqat-maml maml maml-qat-W3A8 ...    # the runs, an inner rate of 0.2 and no centering
+    python tests/bench/omniglot/few_shot.py --out runs/unsure --raw loss --only mebqat-maml ...                            # centered, without the temperature
+    python tests/bench/omniglot/plateau.py --out runs/plateau --unsure runs/unsure --split-file omniglot_vinyals_split.json
 
 Omniglot is looked for in the folder that MEBQAT_DATA names.
 """
@@ -50,22 +51,23 @@ def features(run):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True, help='folder of the runs')
+    p.add_argument('--unsure', type=Path, required=True, help='folder of the run without the temperature')
     p.add_argument('--split-file', default='')
     p.add_argument('--threads', type=int, default=1)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    runs = {n: open_few(a.out/n) for n in ('mebqat-maml', 'maml', 'maml-qat-W3A8')}
-    rows = []
+    files = {n: a.out/n for n in ('mebqat-maml', 'maml', 'maml-qat-W3A8')} | {'mebqat-maml, centered': a.unsure/'mebqat-maml'}
+    runs, rows = {n: open_few(f) for n,f in files.items()}, []
     for name,run in runs.items():
         keep = lambda r: {k: (v if isinstance(v, int) else round(v, 4)) for k,v in r.items() if k == 'step' or k.startswith('val')}
-        test = {str(b): [q.accuracy, q.low, q.high] for b,q in open_scores(a.out/name/'1-shot.safetensors').surface().points.items()}
+        test = {str(b): [q.accuracy, q.low, q.high] for b,q in open_scores(files[name]/'1-shot.safetensors').surface().points.items()}
         rows.append({'name': name, 'history': [*map(keep, run.history.rows)], 'test': test})
         print(name, test)
     first = runs['maml'].spec
-    about = {'data': f'Omniglot, 28x28, 20-way 1-shot; split file {a.split_file}', 'recipe': f'{first.steps} steps of {first.n_tasks} tasks from the float prototypical network of omniglot_few_shot.json; {first.inner_steps} inner steps on the classifier alone, second order, learned rates from {first.inner_lr}, Adam {first.lr:g}, cosine; seed {first.seed}',
+    about = {'data': f'Omniglot, 28x28, 20-way 1-shot; split file {a.split_file}', 'recipe': f'{first.steps} steps of {first.n_tasks} tasks from the float prototypical network of omniglot_few_shot.json; {first.inner_steps} inner steps on the classifier alone, second order, learned rates from {first.inner_lr}, Adam {first.lr:g}, cosine; seed {first.seed}; MEBQAT-MAML with W2A2 in every step; its centered run on features less the mean of the support, rates from 3',
              'probe': f'{EPISODES} validation episodes, 15 queries a class, full precision, five inner steps on a classifier of zeros on the same start, before any MAML training; centered: features less the mean of the support',
              'features': features(runs['maml']), 'test': '600 test episodes, 15 queries a class, 95 % intervals over episodes',
-             'command': f'python tests/bench/omniglot/plateau.py --out runs/plateau --split-file {a.split_file}', 'mebqat': mebqat.__version__, 'torch': torch.__version__}
+             'command': f'python tests/bench/omniglot/plateau.py --out runs/plateau --unsure runs/unsure --split-file {a.split_file}', 'mebqat': mebqat.__version__, 'torch': torch.__version__}
     write_text(RESULTS, json.dumps({'format': 'mebqat-results', 'version': 1, 'about': about, 'rates': probe(runs['maml'], RATES, False), 'centered rates': probe(runs['maml'], CENTERED, True), 'runs': rows}, indent=1) + '\n')
 
 
