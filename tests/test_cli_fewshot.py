@@ -8,6 +8,7 @@ import torch
 import mebqat.cli as commands
 from mebqat.bits import Bits, BitSpace
 from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, find_run, open_any, open_scores, spec_of
+from mebqat.data import shipped
 from mebqat.fewruns import FEW_SHOT_METHODS, FewRun, FewShotSpec, open_few
 from mebqat.runs import METHODS, RunSpec
 from mebqat.surface import Surface
@@ -218,8 +219,22 @@ def test_the_demo_makes_its_page(tmp_path):
     assert backs['mebqat-pn'].steps*backs['mebqat-pn'].n_tasks == backs['pn-qat'].steps*backs['pn-qat'].n_tasks
 
 
-def test_the_shipped_network_runs_on_characters_that_need_no_download(tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ('omniglot_mebqat_pn', 'omniglot_mebqat_maml'))
+def test_the_shipped_networks_run_on_characters_that_need_no_download(name, tmp_path, monkeypatch):
     monkeypatch.setenv('MEBQAT_DATA', str(tmp_path))
-    done = good('surface', 'omniglot_mebqat_pn', '--data', 'glyphs', '--n-way', 20, '--episodes', 20, '--bits', 'W2A2 FP', '--out', tmp_path/'out')
+    done = good('surface', name, '--data', 'glyphs', '--n-way', 20, '--episodes', 20, '--bits', 'W2A2 FP', '--out', tmp_path/'out')
     seen = Surface.load(tmp_path/'out'/'surface.json')
     assert seen.meta['data'] == 'glyphs' and seen.at(Bits.parse('W2A2')).accuracy > .9 and seen.at(Bits.parse('FP')).accuracy > .95, done.stderr
+
+
+@pytest.mark.parametrize('name, shot, pairs', (('omniglot_mebqat_pn', 1, 'W2A2 W8A3'), ('omniglot_mebqat_pn', 5, 'W8A3'), ('omniglot_mebqat_maml', 1, 'W2A2 W3A8')))
+def test_shipped_networks_agree_with_the_stored_results(name, shot, pairs, data_root, monkeypatch):
+    "Twenty of the 600 episodes, so within four standard errors of the stored mean."
+    if missing := [f for f in ('omniglot.zip', 'omniglot_vinyals_split.json') if not (data_root/f).is_file()]: pytest.skip(f'{data_root} has no {missing[0]}')
+    monkeypatch.setenv('MEBQAT_DATA', str(data_root))
+    run = open_few(shipped(f'{name}.safetensors'))
+    stored = json.loads(shipped('results/omniglot_few_shot.json').read_text())
+    points = {p['bits']: p['accuracy'] for r in stored['runs'] if (r['name'], r['k_shot']) == (name.removeprefix('omniglot_').replace('_', '-'), shot) for p in r['points']}
+    scores = run.sweep(BitSpace.parse(pairs), run.episodes(n_way=20, k_shot=shot), 20)
+    for b,v in scores.accuracy.items(): assert abs(float(v.mean()) - points[str(b)]) < 4*float(v.std())/20**.5, (b, float(v.mean()), points[str(b)])
+    assert scores.meta['fingerprint'] == next(r['protocol']['fingerprint'] for r in stored['runs'] if r['name'] == 'mebqat-pn')

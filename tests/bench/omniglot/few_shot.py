@@ -61,6 +61,10 @@ class Omniglot(Matrix):
         model.load_state_dict({k: v if k.endswith('log_value') else run.model.state_dict()[k] for k,v in model.state_dict().items()})
         return replace(run, spec=start, model=model.eval())
 
+    def effort(self, name):
+        done = super().effort(name)
+        return done if name != 'untrained-maml' else done | {'training steps': 0, 'backward passes': 0}
+
     def about(self):
         a = self.a
         return {'data': 'Omniglot, 28x28, ink 1, four turns of each character as classes; ' + (f'split file {a.split_file}' if a.split_file else 'the package\'s seeded split'),
