@@ -743,11 +743,4 @@ def main(): app()
 
 # %% ../nbs/50_cli.ipynb #4f475c7f
 #| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
 if __name__ == '__main__': main()

@@ -566,8 +566,7 @@ class Ledger:
         return [self.points[p].fitness for p in policies]
 
     def result(self, finished:bool=False, **details) -> SearchResult:
-        spent = self.spent + time.time() - self.began
-        return replace(self.plan, evaluated=tuple(self.points.values()), generations=tuple(self.rows), seconds=spent, details=details, finished=finished)
+        return replace(self.plan, evaluated=tuple(self.points.values()), generations=tuple(self.rows), seconds=self.spent + time.time() - self.began, details=details, finished=finished)
 
     def finish(self, **details) -> SearchResult:
         self.final = self.result(True, **details)
