@@ -60,3 +60,27 @@ def browser(chromium):
         b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         yield b
         b.close()
+
+
+@pytest.fixture(scope='session')
+def click_plot():
+    "Click into a plotly figure."
+    def click(figure, place, took, arg=None):
+        """Press where the script `place` (figure, arg) -> [x, y] says, and once more while the condition `took` (arg) does not hold in the page.
+
+        plotly hears a press only under a pointer that it has seen, and forgets the pointer with every redraw: a slow machine may redraw between the two.
+        """
+        from playwright.sync_api import TimeoutError
+        page, handle, tries = figure.page, figure.element_handle(), 20
+        for left in reversed(range(tries)):
+            x, y = figure.evaluate(place, arg)
+            page.mouse.move(x - 3, y)
+            page.mouse.move(x, y)
+            try:
+                page.wait_for_function('d => d._hoverdata', arg=handle, timeout=3000)
+                page.mouse.down()
+                page.mouse.up()
+                return page.wait_for_function(took, arg=arg, timeout=3000)
+            except TimeoutError as e:
+                if not left: raise AssertionError(f'no answer to {tries} clicks at {x:.0f}, {y:.0f}') from e
+    return click

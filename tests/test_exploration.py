@@ -331,25 +331,19 @@ def test_sliders_by_mouse(page, digits):
     shows(page, digits['MEBQAT'], Bits(4, 7))
 
 
-def click_cell(page, bits):
+CELL = """(d, {x, y}) => { d.scrollIntoView({block: "center"}); const l = d._fullLayout, r = d.getBoundingClientRect();
+    return [r.left + l.xaxis._offset + l.xaxis.d2p(x), r.top + l.yaxis._offset + l.yaxis.d2p(y)]; }"""
+
+
+def test_a_click_on_the_map(page, digits, click_plot):
     order = [*range(2, 9), FULL]
-    x, y = page.evaluate('''([i, j]) => { const d = document.getElementById("picture"), l = d._fullLayout, r = d.getBoundingClientRect();
-        d.scrollIntoView({block: "center"}); const s = d.getBoundingClientRect();
-        return [s.left + l.xaxis._offset + l.xaxis.d2p(i), s.top + l.yaxis._offset + l.yaxis.d2p(j)]; }''', [order.index(bits.a), order.index(bits.w)])
-    page.mouse.move(x - 3, y)
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.up()
-
-
-def test_a_click_on_the_map(page, digits):
-    click_cell(page, Bits(5, 7))
-    page.wait_for_function('() => document.querySelector("#readout strong").textContent === "W5A7"')
+    def click(bits):
+        click_plot(page.locator('#picture'), CELL, '({name}) => document.querySelector("#readout strong").textContent === name', dict(x=order.index(bits.a), y=order.index(bits.w), name=str(bits)))
+    click(Bits(5, 7))
     shows(page, digits['MEBQAT'], Bits(5, 7))
     assert page.locator('#w').input_value() == '3' and page.locator('#a').input_value() == '5'
     set_slider(page, 'bitops', 0)
-    click_cell(page, Bits(8, 3))
-    page.wait_for_function('() => document.querySelector("#readout strong").textContent === "W8A3"')
+    click(Bits(8, 3))
     assert 'exceeded' in readout(page)
 
 

@@ -254,7 +254,7 @@ def stands(page, p, names):
 
 
 @pytest.mark.parametrize('scheme, width', [('light', 1000), ('dark', 600)])
-def test_the_page_explores_without_a_kernel(browser, page_file, front, space, scheme, width):
+def test_the_page_explores_without_a_kernel(browser, page_file, front, space, scheme, width, click_plot):
     page, wrong = opened(browser, page_file, color_scheme=scheme, viewport={'width': width, 'height': 900})
     stands(page, front.points[0], space.names)
     walk, bitops = page.locator('#front-step'), page.get_by_label('Operations at most')
@@ -270,12 +270,9 @@ def test_the_page_explores_without_a_kernel(browser, page_file, front, space, sc
     limit = page.evaluate('() => { const data = JSON.parse(document.getElementById("front-data").textContent); return data.limits.bitops[document.getElementById("front-bitops").value][1]; }')
     page.get_by_role('button', name='Go to the best').click()
     stands(page, front.best(max_bitops=limit), space.names)
-    page.locator('#front-picture').scroll_into_view_if_needed()
-    box = page.evaluate('''() => { const dots = [...document.querySelectorAll("#front-picture .scatterlayer .trace")].find(t => t.querySelectorAll("path.point").length > 5).querySelectorAll("path.point");
-        const r = dots[3].getBoundingClientRect(); return [r.x + r.width/2, r.y + r.height/2]; }''')
-    before = page.locator('#front-readout').inner_text()
-    page.mouse.click(*box)
-    page.wait_for_function('before => document.querySelector("#front-readout").innerText !== before', arg=before)
+    dot = '''d => { d.scrollIntoView({block: "center"}); const dots = [...d.querySelectorAll(".scatterlayer .trace")].find(t => t.querySelectorAll("path.point").length > 5).querySelectorAll("path.point");
+        const r = dots[3].getBoundingClientRect(); return [r.x + r.width/2, r.y + r.height/2]; }'''
+    click_plot(page.locator('#front-picture'), dot, 'before => document.querySelector("#front-readout").innerText !== before', page.locator('#front-readout').inner_text())
     assert page.evaluate('document.documentElement.scrollWidth') <= width and page.locator('main > p').first.inner_text() == 'A <b>caption</b>.'
     assert page.evaluate('[...document.querySelectorAll("input[type=range]")].every(i => i.labels.length && i.getAttribute("aria-valuetext"))') and wrong == []
 

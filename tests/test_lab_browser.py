@@ -109,7 +109,7 @@ def lab(browser, tmp_path_factory):
         page.context.close()
 
 
-def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab):
+def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab, click_plot):
     page, wrong, _ = lab
     assert TOUR in page.url and page.locator('.jp-OutputArea', has_text='Traceback').count() == 0
     shows(page, Bits(FULL, FULL))
@@ -120,8 +120,8 @@ def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab):
         page.keyboard.press('ArrowLeft')
         shows(page, bits)
     plot = page.locator('.mebqat-panel').first.locator('.js-plotly-plot').first
-    x, y = plot.evaluate('d => { const l = d._fullLayout, b = d.getBoundingClientRect(); return [b.left + l.xaxis._offset + l.xaxis.c2p(2), b.top + l.yaxis._offset + l.yaxis.c2p(4)] }')
-    page.mouse.click(x, y)
+    cell = 'd => { const l = d._fullLayout, b = d.getBoundingClientRect(); return [b.left + l.xaxis._offset + l.xaxis.c2p(2), b.top + l.yaxis._offset + l.yaxis.c2p(4)] }'
+    click_plot(plot, cell, f'() => {{ const seen = ({SEEN})(); return seen && seen.x === 2 && seen.y === 4 }}')
     shows(page, Bits(6, 4))
     assert wrong == []
 
