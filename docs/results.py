@@ -51,25 +51,34 @@ def cifar10():
             'cifar10 maps': compare(maps, caption='One MEBQAT network for each scheme, on the same colours: two-bit weights are the first row.')}
 
 
+FEW_SHOT = {'pn-handicap': 'PN, rounded as the reference does', 'pn': 'PN, rounded afterwards', 'pn-qat': 'PN+QAT, a network each', 'mebqat-pn-inner': 'MEBQAT-PN, one episode at four pairs', 'mebqat-pn': 'MEBQAT-PN, one network',
+            'maml': 'MAML, rounded afterwards', 'maml-qat': 'MAML+QAT, a network each', 'untrained-maml': 'MEBQAT-MAML, untrained', 'mebqat-maml': 'MEBQAT-MAML, one network'}
+
+
+def few_shot_runs(doc, shot, maml=False):
+    "Surfaces by title, those of one pair each together."
+    runs = {r['name']: points(r['points'], n=600) for r in doc['runs'] if r['k_shot'] == shot}
+    out = {}
+    for name,title in FEW_SHOT.items():
+        found = {b: p for n,of in runs.items() if n == name or name.endswith('-qat') and n.startswith(f'{name}-') for b,p in of.items()}
+        if found and ('maml' in name) == maml: out[title] = Surface(found, title)
+    return out
+
+
 def omniglot():
     "Parts about Omniglot by name."
     doc, out = load('omniglot_few_shot'), {}
-    titles = {'start': 'PN, quantized afterwards', 'pn': 'PN, quantized afterwards', 'mebqat-pn': 'MEBQAT-PN, one network', 'mebqat-pn-inner': 'MEBQAT-PN, one episode at four pairs',
-              'pn-handicap': "PN, quantized as the reference does", 'mebqat-maml': 'MEBQAT-MAML, one network', 'maml': 'MAML, quantized afterwards', 'untrained-maml': 'MEBQAT-PN under a classifier of zeros'}
     caption = 'Accuracy on characters never seen in training, with intervals over 600 episodes.'
-    for shot in (1, 5):
-        runs = {r['name']: Surface(points(r['points'], n=600), r['name']) for r in doc['runs'] if r['k_shot'] == shot}
-        if 'pn' in runs: runs.pop('start', None)
-        named = {titles.get(k, k.replace('-qat-', '+QAT for ').replace('maml', 'MAML').replace('pn', 'PN')): s for k,s in runs.items()}
-        for family,low in (('', 0.7 if shot == 1 else 0.9), (' maml', 0.7)):
-            if not (some := {k: s for k,s in named.items() if ('MAML' in k or 'zeros' in k) == bool(family)}): continue
-            out[f'omniglot{family} {shot}'] = by_pair(some, f'Omniglot, 20-way {shot}-shot', caption).update_yaxes(range=[low, 1])
-            rows = {name: {str(b): percent(s.at(b)) for b in s} for name,s in some.items()}
-            out[f'omniglot{family} table {shot}'] = pd.DataFrame(rows).fillna('').rename_axis(columns='accuracy, % (interval)')
-    paired = pd.DataFrame(doc['paired'])
-    said = [f'{d:+.2f} ({low:+.2f} to {high:+.2f})' for d,low,high in zip(paired.difference, paired.low, paired.high)]
-    paired = paired.assign(**{'difference, points': said, 'clear of zero': paired.clear.map({True: 'yes', False: 'no'})})
-    out['omniglot paired'] = paired[['k_shot', 'ours', 'other', 'bits', 'difference, points', 'clear of zero']]
+    for key,shot,maml,low in (('omniglot', 1, False, 0.7), ('omniglot', 5, False, 0.9), ('omniglot maml', 1, True, 0.7)):
+        runs = few_shot_runs(doc, shot, maml)
+        out[f'{key} {shot}'] = by_pair({k: s for k,s in runs.items() if k != FEW_SHOT['pn-handicap']}, f'Omniglot, 20-way {shot}-shot', caption).update_yaxes(range=[low, 1])
+        out[f'{key} table {shot}'] = pd.DataFrame({k: {b: percent(s.at(b)) for b in s} for k,s in runs.items()}).sort_index().rename(str).fillna('').rename_axis(columns='accuracy, % (interval)')
+    rows = {}
+    for p in doc['paired']:
+        name = p['other'].removesuffix(f'-{p["bits"]}')
+        if name not in ('start', 'pn-handicap'): rows.setdefault((FEW_SHOT[p['ours']].partition(',')[0], FEW_SHOT[name], p['k_shot']), {})[p['bits']] = f'{p["difference"]:+.2f} ({p["low"]:+.2f} to {p["high"]:+.2f})'
+    columns = [str(b) for b in sorted({Bits.parse(b) for r in rows.values() for b in r})]
+    out['omniglot paired'] = pd.DataFrame([{'network': a, 'minus': b, 'shots': k, **{c: r.get(c, '') for c in columns}} for (a,b,k),r in rows.items()])
     return out | {'omniglot protocol': protocol(doc['about'], 'data', 'protocol', 'evaluation', 'interval', 'seed', 'command', 'runs')}
 
 

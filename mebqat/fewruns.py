@@ -7,7 +7,6 @@ __all__ = ['FEW_SHOT_METHODS', 'DESIGNS', 'FewShotOptions', 'FewShotSpec', 'othe
            'fold_scales', 'few_float', 'few_network', 'train_few', 'FewRun', 'open_few']
 
 # %% ../nbs/36_fewruns.ipynb #65e78998
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -84,8 +83,6 @@ class FewShotSpec(FewShotOptions):
         if self.bn not in ('batch', 'running'): raise ValueError(f"few-shot networks take bn='batch' or 'running'; got {self.bn!r}")
         if self.guaranteed and not self.over_bits: raise ValueError(f'guaranteed={self.guaranteed!r} is for mebqat-pn and mebqat-maml; {self.method} trains at one pair')
         if not self.prototypical and (not isinstance(self.inner_steps, int) or self.inner_steps < 1): raise ValueError(f'{self.method} learns through 1 inner step or more; got inner_steps={self.inner_steps!r}')
-        if self.center and self.adapts.split() != ['head']: raise ValueError(f"center=True is for adapts='head'; got adapts={self.adapts!r}")
-        if not 0 < self.temperature < math.inf: raise ValueError(f'temperature must be positive, got {self.temperature}')
         if not 0 <= self.jitter <= 3: raise ValueError(f'jitter must be 0 to 3, got {self.jitter}')
         for k in ('steps', 'n_tasks', 'glyph_classes'):
             if not isinstance(n := getattr(self, k), int) or n < 1: raise ValueError(f'{k} must be 1 or more, got {n!r}')
@@ -93,7 +90,7 @@ class FewShotSpec(FewShotOptions):
         object.__setattr__(self, 'options', tuple(map(tuple, self.options)))
         if self.method.endswith('-qat') and len(self.space()) != 1: raise ValueError(f'{self.method} trains at one pair; got bits={self.bits!r}')
         if self.method in ('pn', 'fomaml') and self.bits: raise ValueError(f'{self.method} trains in full precision and takes no bits; got {self.bits!r}')
-        self.the_scheme()
+        self.the_scheme(), self.learner()
 
     @property
     def over_bits(self) -> bool: return self.method.startswith('mebqat')

@@ -99,6 +99,10 @@ class InnerSteps:
     center: bool = False                 # Subtract the support's mean from every feature? For `kinds=('head',)`
     temperature: float = 1.0             # Divides the query's logits in the outer loss; answers stay
 
+    def __post_init__(self):
+        if not 0 < self.temperature < math.inf: raise ValueError(f'temperature must be positive, got {self.temperature}')
+        if self.center and self.kinds != ('head',): raise ValueError(f"centered features are for a classifier that adapts alone, 'head'; here the inner loop adapts {' '.join(self.kinds)!r}")
+
     @property
     def forwards(self) -> int: return self.steps + (max(self.steps, 1) if self.every_step else 1)
     @property
@@ -107,10 +111,8 @@ class InnerSteps:
     def check(self, model:nn.Module):
         "Refuse what cannot run (ValueError)."
         check_inner(self.steps, self.inner_lr)
-        if not 0 < self.temperature < math.inf: raise ValueError(f'temperature must be positive, got {self.temperature}')
         names = adaptable(model, self.kinds)
-        if self.center and (self.kinds != ('head',) or not len(split_body(model, names)[0])):
-            raise ValueError(f'center=True is for the classifier of a chain of layers, adapted alone; here the inner loop adapts {" and ".join(self.kinds)} of a {type(model).__name__}')
+        if self.center and not len(split_body(model, names)[0]): raise ValueError(f'centered features need a chain of layers that ends in the classifier; this is a {type(model).__name__}')
         if (table := getattr(model, 'log_rate', None)) is not None and table.shape[1] != len(names):
             raise ValueError(f'the model learned rates for {table.shape[1]} tensors, but {len(names)} adapt here ({", ".join(self.kinds)})')
 

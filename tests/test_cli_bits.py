@@ -334,9 +334,6 @@ def test_shared_weights_are_the_control_without_generators(runs, tmp_path):
     assert generators(run.model) == {} and len(run.spec.space()) == 25
 
 
-def test_a_search_without_a_budget_names_the_options(runs): refused('search', runs/'mebqat', names='--max-bytes, --max-bitops or both')
-
-
 def test_an_unknown_fitness_is_refused(runs, tmp_path):
     refused('search', runs/'mebqat', '--out', tmp_path/'new', *BUDGET, '--by', 'luck', names='luck')
     assert not (tmp_path/'new').exists()

@@ -503,14 +503,15 @@ def test_centered_features_are_another_start_of_the_bias(bn):
 
 @pytest.mark.parametrize('bad', (0, -1., float('inf'), float('nan')))
 def test_a_temperature_is_positive(bad):
-    for make in (lambda: spec_of('mebqat-maml', temperature=bad), lambda: maml(FP, 1, InnerSteps(1, temperature=bad))(network(True), drawn(1), gen())):
+    for make in (lambda: spec_of('mebqat-maml', temperature=bad), lambda: InnerSteps(1, temperature=bad)):
         with pytest.raises(ValueError, match=f'temperature must be positive, got {bad}'): make()
 
 
 def test_centering_needs_a_classifier_that_adapts_alone():
-    with pytest.raises(ValueError, match='center=True is for the classifier of a chain of layers, adapted alone; here the inner loop adapts weights of a Sequential'):
-        mebqat_maml(SPACE, 1, learner=InnerSteps(1, .3, center=True))(network(True), drawn(1), gen())
-    with pytest.raises(ValueError, match="center=True is for adapts='head'; got adapts='head norms'"): spec_of('mebqat-maml', center=True, adapts='head norms')
+    for make, kinds in ((lambda: InnerSteps(1, .3, center=True), 'weights'), (lambda: spec_of('mebqat-maml', center=True, adapts='head norms'), 'head norms')):
+        with pytest.raises(ValueError, match=f"centered features are for a classifier that adapts alone, 'head'; here the inner loop adapts '{kinds}'"): make()
+    whole = torch.nn.ModuleList([network(True)])
+    with pytest.raises(ValueError, match='centered features need a chain of layers that ends in the classifier; this is a ModuleList'): InnerSteps(1, kinds=('head',), center=True).check(whole)
 
 
 @pytest.mark.parametrize('kinds', (('weights',), ('weights', 'norms')))
