@@ -51,7 +51,7 @@ def cifar10():
             'cifar10 maps': compare(maps, caption='One MEBQAT network for each scheme, on the same colours: two-bit weights are the first row.')}
 
 
-FEW_SHOT = {'pn-handicap': 'PN, rounded as the reference does', 'pn': 'PN, rounded afterwards', 'pn-qat': 'PN+QAT, a network each', 'mebqat-pn-inner': 'MEBQAT-PN, one episode at four pairs', 'mebqat-pn': 'MEBQAT-PN, one network',
+FEW_SHOT = {'pn-handicap': 'PN, rounded as the reference does', 'pn': 'PN, rounded afterwards', 'pn-qat': 'PN+QAT, a network each', 'mebqat-pn-inner': 'MEBQAT-PN, one episode at four pairs', 'mebqat-pn': 'MEBQAT-PN, one network', 'mebqat-pn-taught': 'MEBQAT-PN taught by full precision',
             'maml': 'MAML, rounded afterwards', 'maml-qat': 'MAML+QAT, a network each', 'untrained-maml': 'MEBQAT-MAML, untrained', 'mebqat-maml': 'MEBQAT-MAML, one network'}
 
 
@@ -65,6 +65,19 @@ def few_shot_runs(doc, shot, maml=False):
     return out
 
 
+FEW_SHOT_ABOUT = ('data', 'protocol', 'evaluation', 'interval', 'seed', 'command', 'runs')
+
+
+def paired(doc, titles):
+    "Differences on the same episodes, a row for each comparison with a title."
+    rows = {}
+    for p in doc['paired']:
+        other = p['other'].removesuffix(f'-{p["bits"]}')
+        if other in titles and other != 'pn-handicap': rows.setdefault((titles[p['ours']].partition(',')[0], titles[other], p['k_shot']), {})[p['bits']] = f'{p["difference"]:+.2f} ({p["low"]:+.2f} to {p["high"]:+.2f})'
+    columns = [str(b) for b in sorted({Bits.parse(b) for r in rows.values() for b in r})]
+    return pd.DataFrame([{'network': a, 'minus': b, 'shots': k, **{c: r.get(c, '') for c in columns}} for (a,b,k),r in rows.items()])
+
+
 def omniglot():
     "Parts about Omniglot by name."
     doc, out = load('omniglot_few_shot'), {}
@@ -73,13 +86,20 @@ def omniglot():
         runs = few_shot_runs(doc, shot, maml)
         out[f'{key} {shot}'] = by_pair({k: s for k,s in runs.items() if k != FEW_SHOT['pn-handicap']}, f'Omniglot, 20-way {shot}-shot', caption).update_yaxes(range=[low, 1])
         out[f'{key} table {shot}'] = pd.DataFrame({k: {b: percent(s.at(b)) for b in s} for k,s in runs.items()}).sort_index().rename(str).fillna('').rename_axis(columns='accuracy, % (interval)')
-    rows = {}
-    for p in doc['paired']:
-        name = p['other'].removesuffix(f'-{p["bits"]}')
-        if name not in ('start', 'pn-handicap'): rows.setdefault((FEW_SHOT[p['ours']].partition(',')[0], FEW_SHOT[name], p['k_shot']), {})[p['bits']] = f'{p["difference"]:+.2f} ({p["low"]:+.2f} to {p["high"]:+.2f})'
-    columns = [str(b) for b in sorted({Bits.parse(b) for r in rows.values() for b in r})]
-    out['omniglot paired'] = pd.DataFrame([{'network': a, 'minus': b, 'shots': k, **{c: r.get(c, '') for c in columns}} for (a,b,k),r in rows.items()])
-    return out | {'omniglot protocol': protocol(doc['about'], 'data', 'protocol', 'evaluation', 'interval', 'seed', 'command', 'runs')}
+    return out | {'omniglot paired': paired(doc, FEW_SHOT), 'omniglot protocol': protocol(doc['about'], *FEW_SHOT_ABOUT)}
+
+
+DESIGNS = {'single': 'one episode at one pair', 'both': 'four episodes at a pair each', 'single-as-many-steps': 'one episode at one pair, as many steps', 'inner': 'MEBQAT-PN, one episode at four pairs', 'pn-qat': 'PN+QAT, a network each', 'pn': 'PN, rounded afterwards'}
+
+
+def miniimagenet():
+    "Parts about miniImageNet by name."
+    doc, rows = load('miniimagenet_few_shot'), {}
+    for r in doc['runs']:
+        for b,p in points(r['points'], n=600).items():
+            if (title := DESIGNS.get(r['name'].removesuffix(f'-{b}'))) is not None: rows.setdefault(title, {})[f'{r["k_shot"]}-shot {b}'] = percent(p)
+    table = pd.DataFrame({t: rows[t] for t in DESIGNS.values() if t in rows}).T.fillna('').rename_axis(columns='accuracy, % (interval)')
+    return {'miniimagenet table': table, 'miniimagenet paired': paired(doc, DESIGNS), 'miniimagenet protocol': protocol(doc['about'], *FEW_SHOT_ABOUT)}
 
 
 GROUPS = {'QAT, one pair': ('qat-',), 'AdaQAT': ('adaqat-0',), 'FracBits': ('fracbits',), 'QAT at a policy that was found': ('policy-', 'found-'), 'one network, searched': ('meta-', 'shared-', 'mebqat-')}
@@ -118,5 +138,5 @@ def policies():
 
 def parts():
     "HTML by name."
-    made = cifar10() | policies() | omniglot()
+    made = cifar10() | policies() | omniglot() | miniimagenet()
     return {k: v if isinstance(v, str) else part(v, k.replace(' ', '-')) for k,v in made.items()}

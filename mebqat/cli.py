@@ -134,6 +134,7 @@ EPISODES = {
     'steps': (int, 'Optimizer steps', '1000'),
     'design': (str, "MEBQAT-PN's tasks: inner is one episode at n-tasks pairs, both is n-tasks episodes at a pair each", 'inner'),
     'turns': (bool, 'Prototypes: the images of a class take turns as support in training', 'no'),
+    'distill': (bool, 'The network in full precision teaches the other pairs', 'no'),
     'calibrate': (bool, 'pn and fomaml: measure quantizer steps anew from the trained weights', 'yes'),
     'jitter': (float, 'Strength of random affine maps of training images', '0.0'),
     'split_file': (str, 'JSON lists of classes under train, val, test', 'a seeded split'),
@@ -148,7 +149,7 @@ INNER = {
     'center': (bool, "With --adapts head: subtract the support's mean from the features", 'no'),
     'temperature': (float, "Divides the query's logits in the outer loss", '1.0')}
 PANELS = {'Training': BOTH, 'Ordinary methods': ONE_SET | GIVEN | GENERATED, 'Learned bits (adaqat, fracbits)': LEARNING, 'Few-shot': EPISODES, 'Few-shot by an inner loop (MAML)': INNER}
-ONLY = {**dict.fromkeys(INNER, FEW_SHOT[3:]), 'test_way': FEW_SHOT[:3], 'turns': FEW_SHOT[:3], 'design': ('mebqat-pn',), 'calibrate': ('pn', 'fomaml'),
+ONLY = {**dict.fromkeys(INNER, FEW_SHOT[3:]), 'test_way': FEW_SHOT[:3], 'turns': FEW_SHOT[:3], 'design': ('mebqat-pn',), 'distill': ('mebqat-pn',), 'calibrate': ('pn', 'fomaml'),
         **dict.fromkeys(LEARNING, LEARNED), 'lam': ('adaqat',), 'hardware': ('adaqat',), 'target_bytes': ('fracbits',), 'target_bitops': ('fracbits',), 'policy': ('qat',), 'hidden': ('metaquantnet',)}
 INSTEAD = {'epochs': 'steps', 'steps': 'epochs', 'batch_size': 'n_way', 'augment': 'jitter'}
 

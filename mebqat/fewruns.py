@@ -57,6 +57,7 @@ class FewShotOptions:
     optimizer: str = 'adam'       # `adam`, `adamw` or `sgd`
     weight_decay: float = 0.0     # On weight tensors
     turns: bool = False           # Prototypes: let the images of a class take turns as support in training?
+    distill: bool = False         # MEBQAT-PN: does the network in full precision teach the other pairs?
     inner_steps: int = 5          # MAML: inner steps
     inner_lr: float = 0.1         # MAML: inner rate, or where learned rates start
     learn_rates: bool = False     # MAML: learn a rate per tensor and step?
@@ -82,6 +83,7 @@ class FewShotSpec(FewShotOptions):
         if self.design not in DESIGNS: raise ValueError(f'design must be one of {", ".join(DESIGNS)}; got {self.design!r}')
         if self.bn not in ('batch', 'running'): raise ValueError(f"few-shot networks take bn='batch' or 'running'; got {self.bn!r}")
         if self.guaranteed and not self.over_bits: raise ValueError(f'guaranteed={self.guaranteed!r} is for mebqat-pn and mebqat-maml; {self.method} trains at one pair')
+        if self.distill and self.method != 'mebqat-pn': raise ValueError(f'distill=True is for mebqat-pn, whose network answers in full precision as well; got method={self.method!r}')
         if not self.prototypical and (not isinstance(self.inner_steps, int) or self.inner_steps < 1): raise ValueError(f'{self.method} learns through 1 inner step or more; got inner_steps={self.inner_steps!r}')
         if not 0 <= self.jitter <= 3: raise ValueError(f'jitter must be 0 to 3, got {self.jitter}')
         for k in ('steps', 'n_tasks', 'glyph_classes'):
@@ -108,7 +110,7 @@ class FewShotSpec(FewShotOptions):
 
     def learner(self) -> Prototypes|InnerSteps:
         "How this run's network learns an episode."
-        return Prototypes(turns=self.turns) if self.prototypical else InnerSteps(self.inner_steps, self.inner_lr, not self.second_order, self.every_step, tuple(self.adapts.split()), self.center, self.temperature)
+        return Prototypes(turns=self.turns, distill=self.distill) if self.prototypical else InnerSteps(self.inner_steps, self.inner_lr, not self.second_order, self.every_step, tuple(self.adapts.split()), self.center, self.temperature)
 
 # %% ../nbs/36_fewruns.ipynb #f098ce5b
 def other_pool(

@@ -21,7 +21,7 @@ from .adapt import adaptable, check_inner, check_losses, inner_path, prototype_l
 from .bits import Bits, BitSpace
 from .episodes import Episode
 from .layers import Quantized, use_bits
-from .methods import FP, Step, average_gradients
+from .methods import FP, Step, average_gradients, soft_cross_entropy
 from .speed import Replay
 
 # %% ../nbs/26_fewshot.ipynb #96835e3a
@@ -30,16 +30,20 @@ def proto_loss(
     labels:Tensor,     # Query labels, [n_way*n_query]
     n_way:int,         # Classes
     turns:bool=False,  # Let the images of a class take turns as support?
+    teacher:Tensor|None=None, # Embeddings of the same images, such as full precision's, that teach; no gradient flows into them
 ) -> tuple[Tensor, Tensor]: # Loss, and which queries were answered right by the given support
-    "Cross entropy of the queries (Snell et al., equation 2)."
-    parts = embeddings.split([len(embeddings) - len(labels), len(labels)])
-    k_shot, z = len(parts[0])//n_way, torch.cat([p.reshape(n_way, -1, p.shape[1]) for p in parts], 1)
-    losses = []
-    for t in range(z.shape[1] if turns else 1):
+    "Cross entropy of the queries (Snell et al., equation 2), and to the teacher's answers where there is one."
+    n_support, losses = len(embeddings) - len(labels), []
+    k_shot, n_turns = n_support//n_way, len(embeddings)//n_way if turns else 1
+    by_class = lambda z: torch.cat([p.reshape(n_way, -1, p.shape[1]) for p in z.split([n_support, len(labels)])], 1)
+    def logits(z, t):
         support, query = z.roll(-t, 1).split([k_shot, z.shape[1] - k_shot], 1)
-        logits = prototype_logits(query.flatten(0, 1), prototypes(support.flatten(0, 1), n_way))
-        losses.append(F.cross_entropy(logits, labels))
-        if t == 0: right = logits.detach().argmax(1) == labels
+        return prototype_logits(query.flatten(0, 1), prototypes(support.flatten(0, 1), n_way))
+    z, taught = by_class(embeddings), None if teacher is None else by_class(teacher)
+    for t in range(n_turns):
+        said = logits(z, t)
+        losses.append(F.cross_entropy(said, labels) + (0 if taught is None else soft_cross_entropy(said, logits(taught, t))))
+        if t == 0: right = said.detach().argmax(1) == labels
     return torch.stack(losses).mean(), right
 
 # %% ../nbs/26_fewshot.ipynb #571d4034
@@ -65,27 +69,37 @@ class Prototypes:
     "Tasks by prototypes."
     share_stem: bool = True  # Run the layers before the first quantized one once per episode?
     turns: bool = False      # Let the images of a class take turns as support in training?
-    forwards = backwards = 1 # Passes of a task
+    distill: bool = False    # Does the same network in full precision teach the other pairs?
 
-    def check(self, model:nn.Module): pass
+    def passes(self, pairs:list[Bits], n_episodes:int) -> tuple[int, int]:
+        "Forward passes of a step, the teacher's included, and backward passes."
+        taught = sum(not b.is_full for b in pairs) if self.distill else 0
+        return len(pairs) + (min(taught, 1) if n_episodes == 1 else taught), len(pairs)
+
+    def check(self, model:nn.Module):
+        "Refuse what cannot run (ValueError)."
+        if self.distill and any(getattr(m, 'running_mean', None) is not None for m in model.modules()):
+            raise ValueError("a teacher's pass would count in batch norm's running statistics; distill with bn='batch'")
 
     def task(self, model:nn.Module, bits:Bits, episode:Episode) -> list:
         "One task: loss, accuracy, then its gradient for every trainable parameter."
-        with use_bits(model, bits): z = model(torch.cat([episode.support, episode.query]))
-        loss, right = proto_loss(z, episode.query_labels, episode.n_way, self.turns)
-        return [loss.detach(), right.float().mean(), *torch.autograd.grad(loss, trainable(model), allow_unused=True)]
+        return self.tasks(model, [bits], episode)[0]
 
     def tasks(self, model:nn.Module, pairs:list[Bits], episode:Episode) -> list[list]:
-        "One episode at several pairs: the same as `task` at each, with the stem run once."
-        if not self.share_stem or len(pairs) == 1 or (parts := split_stem(model)) is None: return [self.task(model, b, episode) for b in pairs]
-        stem, rest = parts
+        "One episode at several pairs: the same as `task` at each, with the stem and the teacher run once."
+        stem, rest = self.share_stem and len(pairs) > 1 and split_stem(model) or (nn.Identity(), model)
         h = stem(torch.cat([episode.support, episode.query]))
-        leaf, late, out = h.detach().requires_grad_(), trainable(rest), []
+        early, late, out = trainable(stem), trainable(rest), []
+        leaf, teacher = h.detach().requires_grad_(bool(early)), None
+        if self.distill and not all(b.is_full for b in pairs):
+            with torch.no_grad(), use_bits(model, FP): teacher = rest(leaf)
         for bits in pairs:
-            with use_bits(model, bits): loss, right = proto_loss(rest(leaf), episode.query_labels, episode.n_way, self.turns)
-            out.append((loss.detach(), right.float().mean(), torch.autograd.grad(loss, [leaf, *late], allow_unused=True)))
-        early = torch.autograd.grad(h, first, sum(grads[0] for *_,grads in out)) if (first := trainable(stem)) else ()
-        return [[loss, accuracy, *(early if i == 0 else [None]*len(early)), *grads[1:]] for i,(loss, accuracy, grads) in enumerate(out)]
+            with use_bits(model, bits): z = rest(leaf)
+            loss, right = proto_loss(z, episode.query_labels, episode.n_way, self.turns, None if bits.is_full else teacher)
+            out.append((loss.detach(), right.float().mean(), torch.autograd.grad(loss, [*([leaf] if early else []), *late], allow_unused=True)))
+        if not early: return [[loss, accuracy, *grads] for loss,accuracy,grads in out]
+        first = torch.autograd.grad(h, early, sum(grads[0] for *_,grads in out))
+        return [[loss, accuracy, *(first if i == 0 else [None]*len(early)), *grads[1:]] for i,(loss, accuracy, grads) in enumerate(out)]
 
 # %% ../nbs/26_fewshot.ipynb #e5e818a5
 @dataclass(frozen=True)
@@ -103,10 +117,9 @@ class InnerSteps:
         if not 0 < self.temperature < math.inf: raise ValueError(f'temperature must be positive, got {self.temperature}')
         if self.center and self.kinds != ('head',): raise ValueError(f"centered features are for a classifier that adapts alone, 'head'; here the inner loop adapts {' '.join(self.kinds)!r}")
 
-    @property
-    def forwards(self) -> int: return self.steps + (max(self.steps, 1) if self.every_step else 1)
-    @property
-    def backwards(self) -> int: return self.steps + 1
+    def passes(self, pairs:list[Bits], n_episodes:int) -> tuple[int, int]:
+        "Forward and backward passes of a step."
+        return len(pairs)*(self.steps + (max(self.steps, 1) if self.every_step else 1)), len(pairs)*(self.steps + 1)
 
     def check(self, model:nn.Module):
         "Refuse what cannot run (ValueError)."
@@ -174,7 +187,7 @@ class FewShot:
         average_gradients(model, pairs, self.clamp)
         for *_,losses in rows: check_losses(losses, rates_of(model, getattr(self.learner, 'inner_lr', 0)))
         loss, accuracy = torch.stack([torch.stack(r[:2]) for r in rows]).mean(0).tolist()
-        return Step(loss, accuracy, tuple(pairs), len(pairs)*self.learner.forwards, len(pairs)*self.learner.backwards)
+        return Step(loss, accuracy, tuple(pairs), *self.learner.passes(pairs, len(episodes)))
 
     def _rows(self, model, pairs, episodes):
         "The tasks' results, one after another."

@@ -172,7 +172,7 @@ BAD_SETTINGS = {
     'mebqat-pn --n-way 200': 'n_way=200', 'mebqat-pn --n-way 1': 'n_way', 'mebqat-pn --k-shot 0': 'k_shot', 'mebqat-pn --k-shot 19 --n-query 5': '24 images a class',
     'mebqat-pn --n-query 0': 'n_query', 'mebqat-pn --steps 0': 'steps', 'mebqat-pn --n-tasks 0': 'n_tasks', 'mebqat-pn --glyph-classes 0': 'glyph_classes',
     'mebqat-pn --glyph-classes 2': '2', 'mebqat-pn --test-way 1': 'test_way', 'mebqat-pn --test-way 0': 'test_way', 'mebqat-pn --bits W1A1': 'W1A1', 'mebqat-pn --bits W17A4': '17', 'pn --bits W2A2': 'W2A2',
-    'pn-qat': 'needs bits', 'pn-qat --bits W2A2,W4A4': 'one pair', 'pn --guaranteed W2A2': 'guaranteed', 'mebqat-pn --guaranteed W1A1': 'W1A1',
+    'pn-qat': 'needs bits', 'pn-qat --bits W2A2,W4A4': 'one pair', 'pn --guaranteed W2A2': 'guaranteed', 'pn-qat --bits W2A2 --distill': '--distill is not an option of pn-qat', 'mebqat-pn --distill --bn running': "distill with bn='batch'", 'mebqat-pn --guaranteed W1A1': 'W1A1',
     'mebqat-pn --design outside': 'outside', 'mebqat-pn --jitter -1': '-1', 'mebqat-pn --bn reestimate': 'reestimate', 'mebqat-pn --split-file nowhere': 'nowhere',
     'mebqat-maml --adapts everything': 'everything', 'mebqat-maml --center': "centered features are for a classifier that adapts alone, 'head'", 'pn --center': '--center is not an option of pn', 'mebqat-maml --temperature 0': 'temperature must be positive, got 0', 'mebqat-maml --temperature nan': 'nan', 'mebqat-maml --inner-steps -1': '-1', 'mebqat-maml --inner-lr 0': '0', 'mebqat-maml --inner-lr nan': 'nan',
     'mebqat-pn --lr nan': 'nan', 'mebqat-pn --lr 0': '0', 'mebqat-pn --width 0': '0', 'mebqat-pn --size 4': '4', 'mebqat-pn --optimizer lion': 'lion',

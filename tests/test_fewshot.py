@@ -68,7 +68,13 @@ def task_by_hand(model, bits, e, learner):
         if isinstance(learner, Prototypes):
             z = model(torch.cat([e.support, e.query]))
             means = torch.stack([z[:len(e.support)][e.support_labels == c].mean(0) for c in range(e.n_way)])
-            loss = F.cross_entropy(-(z[len(e.support):, None] - means).square().sum(2), e.query_labels)
+            far = (z[len(e.support):, None] - means).square().sum(2)
+            loss = F.cross_entropy(-far, e.query_labels)
+            if learner.distill and bits != FP:
+                with use_bits(model, FP), torch.no_grad(): own = model(torch.cat([e.support, e.query]))
+                means = torch.stack([own[:len(e.support)][e.support_labels == c].mean(0) for c in range(e.n_way)])
+                answers = (-(own[len(e.support):, None] - means).square().sum(2)).softmax(1)
+                loss = loss - (answers*(-far).log_softmax(1)).sum(1).mean()
         elif learner.center:
             mean = model[:-1](e.support).mean(0)
             support, query, w, b = model[:-1](e.support) - mean, model[:-1](e.query) - mean, model.fc.weight, model.fc.bias
@@ -103,6 +109,7 @@ def mean_by_hand(model, pairs, tasks, clamp):
 STEPS = {
     'mebqat-pn, inner': (mebqat_pn(SPACE, 4), 1), 'mebqat-pn, both': (mebqat_pn(SPACE, 4), 4), 'mebqat-pn, guaranteed': (mebqat_pn(SPACE, 4, [Bits(2, 2), Bits(2, 2)]), 1),
     'pn': (pn(), 1), 'pn-qat': (pn(Bits(2, 4), 2), 2), 'pn, apart': (FewShot('x', Prototypes(share_stem=False), (Bits(2, 2), FP)), 1),
+    'mebqat-pn, taught': (mebqat_pn(SPACE, 4, [FP], Prototypes(distill=True)), 1), 'mebqat-pn, both, taught': (mebqat_pn(SPACE, 3, [Bits(2, 2), FP], Prototypes(distill=True)), 3),
     'mebqat-maml': (mebqat_maml(SPACE, 4, learner=InnerSteps(2, .3)), 4), 'fomaml-qat': (maml(Bits(3, 4), 2, InnerSteps(2, .3)), 2),
     'maml': (maml(FP, 1, InnerSteps(2, .3, first_order=False)), 1),
     'everything': (mebqat_maml(SPACE, 3, [Bits(2, 2)], InnerSteps(2, .1, False, True, ('weights', 'norms', 'steps'), temperature=2.)), 3),
@@ -128,29 +135,39 @@ def test_a_step_is_the_mean_of_its_tasks(case, clamp):
     if clamp < 1: assert max(g.abs().max() for g in mine.values() if g is not None) == clamp
 
 
+def answers_by_hand(z, t, k_shot):
+    "Logits of the queries, class by class, where the image at place `t` of a class [n_way, images, d] is its first support."
+    order = [(t + i) % z.shape[1] for i in range(z.shape[1])]
+    return -torch.stack([(z[:, j, None] - z[:, order[:k_shot]].mean(1)).square().sum(-1) for j in order[k_shot:]], 1).flatten(0, 1)
+
+
 @few
 @given(st.integers(2, 5), st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
 def test_every_image_takes_its_turn_as_support(n_way, k_shot, n_query, seed):
     z = torch.randn(n_way, k_shot + n_query, 4, generator=gen(seed), dtype=torch.float64)
     flat, labels = torch.cat([z[:, :k_shot].flatten(0, 1), z[:, k_shot:].flatten(0, 1)]), torch.arange(n_way).repeat_interleave(n_query)
-    losses = []
-    for t in range(k_shot + n_query):
-        order = [(t + i) % (k_shot + n_query) for i in range(k_shot + n_query)]
-        far = torch.stack([(z[:, j, None] - z[:, order[:k_shot]].mean(1)).square().sum(-1) for j in order[k_shot:]], 1).flatten(0, 1)
-        losses.append(F.cross_entropy(-far, labels))
+    losses = [F.cross_entropy(answers_by_hand(z, t, k_shot), labels) for t in range(k_shot + n_query)]
     loss, right = proto_loss(flat, labels, n_way, turns=True)
     assert_close(loss, sum(losses)/len(losses))
     assert torch.equal(right, proto_loss(flat, labels, n_way)[1])
     assert_close(proto_loss(flat, labels, n_way)[0], losses[0])
+    own = (2*flat).requires_grad_()
+    taught, plain = (proto_loss(flat.requires_grad_(), labels, n_way, turns=True, teacher=t)[0] for t in (own, None))
+    least = [-(p*p.log()).sum(1).mean() for t in range(k_shot + n_query) for p in [answers_by_hand(2*z, t, k_shot).softmax(1)]]
+    assert taught - plain >= sum(least)/len(least) - 1e-9  # a cross entropy is at least the teacher's entropy
+    assert torch.autograd.grad(taught, (flat, own), allow_unused=True)[1] is None
+    agreeing = proto_loss(flat, labels, n_way, turns=True, teacher=flat)[0] - plain
+    least = [-(p*p.log()).sum(1).mean() for t in range(k_shot + n_query) for p in [answers_by_hand(z, t, k_shot).softmax(1)]]
+    assert_close(agreeing, sum(least)/len(least))
 
 
 @few
-@given(st.lists(st.sampled_from(SPACE.pairs), min_size=1, max_size=5), st.sampled_from(list(SCHEMES)), st.integers(0, 9), st.integers(0, 2))
-def test_a_shared_stem_changes_nothing(pairs, scheme, i, frozen):
+@given(st.lists(st.sampled_from(SPACE.pairs), min_size=1, max_size=5), st.sampled_from(list(SCHEMES)), st.integers(0, 9), st.integers(0, 2), st.booleans())
+def test_a_shared_stem_changes_nothing(pairs, scheme, i, frozen, distill):
     "Whatever of the stem is frozen: nothing, its weights, all of it."
     model, e = network(scheme=scheme).double(), double(Episodes(pool(), 3, 1, 2)[i])
     for p in list(split_stem(model)[0].parameters())[:(0, 1, 9)[frozen]]: p.requires_grad_(False)
-    shared, apart = (Prototypes(share_stem=s).tasks(model, pairs, e) for s in (True, False))
+    shared, apart = (Prototypes(share_stem=s, distill=distill).tasks(model, pairs, e) for s in (True, False))
     for column, (a, b) in enumerate(zip(zip(*shared), zip(*apart))):
         if column < 2: assert_close(a, b)
         else:
@@ -168,7 +185,8 @@ def test_passes_are_counted(case, monkeypatch):
     for k in seen.keys() - {'grad'}: getattr(model, k).register_forward_hook(lambda *_, k=k: seen.update({k: seen[k] + 1}))
     monkeypatch.setattr(torch.autograd, 'grad', lambda *a, **k: (seen.update(grad=seen['grad'] + 1), real(*a, **k))[1])
     step = method(model, drawn(n), gen())
-    shared = getattr(method.learner, 'share_stem', False) and n == 1 and method.n_tasks > 1
+    taught, shared = getattr(method.learner, 'distill', False), getattr(method.learner, 'share_stem', False) and n == 1 and method.n_tasks > 1
+    if taught: assert step.forwards == method.n_tasks + (any if n == 1 else sum)(b != FP for b in step.pairs)
     if alone: assert seen == {'block1': 2*method.n_tasks, 'block2': 2*method.n_tasks, 'fc': step.forwards, 'grad': step.backwards}  # the body meets support and query once
     else: assert seen == {'block1': 1 if shared else step.forwards, 'block2': step.forwards, 'grad': step.backwards + shared}
 
@@ -217,6 +235,7 @@ def test_methods_that_cannot_be():
     for n in (0, 2, 3, 5):
         with pytest.raises(ValueError, match=f'mebqat-maml has 4 pairs a step; give it 1 episode or as many, not {n}'): mebqat_maml(SPACE)(network(True).double(), drawn(n), gen())
     with pytest.raises(ValueError, match='goes down to W2A2'): pn(Bits(1, 1))(network().double(), drawn(1), gen())
+    with pytest.raises(ValueError, match="distill with bn='batch'"): mebqat_pn(SPACE, learner=Prototypes(distill=True))(network(bn='running').double(), drawn(1), gen())
 
 
 def test_divergence_in_training_names_the_inner_step():

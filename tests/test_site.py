@@ -118,9 +118,10 @@ def test_results_are_those_of_the_files(site):
         at = {p['bits']: p['accuracy'] for p in r['surface']['points']}
         for b in {'W2A2', 'W4A4', 'W8A8'} & at.keys(): assert f'<td>{100*at[b]:.2f} (' in text, (r['name'], b)
     for r in json.loads((ROOT/'data'/'results'/'cifar10_policies.json').read_text())['runs']: assert f'<td>{100*r["accuracy"]:.2f} (' in text, r['name']
-    for r in json.loads((ROOT/'data'/'results'/'omniglot_few_shot.json').read_text())['runs']:
-        for q in r['points'] if r['name'] != 'start' else (): assert f'<td>{100*q["accuracy"]:.2f} (' in text, (r['name'], q['bits'])
-    for name in ('cifar10_resnet20', 'cifar10_policies', 'omniglot_few_shot'):
+    for name in ('omniglot_few_shot', 'miniimagenet_few_shot'):
+        for r in json.loads((ROOT/'data'/'results'/f'{name}.json').read_text())['runs']:
+            for q in r['points'] if r['name'] != 'start' else (): assert f'<td>{100*q["accuracy"]:.2f} (' in text, (name, r['name'], q['bits'])
+    for name in ('cifar10_resnet20', 'cifar10_policies', 'omniglot_few_shot', 'miniimagenet_few_shot'):
         assert json.loads((ROOT/'data'/'results'/f'{name}.json').read_text())['about']['command'] in text
 
 

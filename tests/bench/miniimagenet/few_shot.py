@@ -21,7 +21,7 @@ QAT = ('W2A2',)
 class MiniImageNet(Matrix):
     "PN, PN+QAT and the three designs of Table 7."
     n_way = 5
-    compared = (('inner', ('start', 'pn', 'both', 'single')),)
+    compared = (('inner', ('start', 'pn', 'both', 'single')), ('both', ('single', 'pn')))
 
     def runs(self):
         a = self.a
@@ -31,6 +31,7 @@ class MiniImageNet(Matrix):
         yield 'inner', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=4, **more)
         yield 'both', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=4, design='both', **more)
         yield 'single', FewShotSpec('mebqat-pn', steps=a.passes, n_tasks=1, **more)
+        yield 'single-as-many-steps', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=1, **more)
         for b in QAT: yield f'pn-qat-{b}', FewShotSpec('pn-qat', bits=b, steps=a.passes, n_tasks=1, **more)
         yield 'pn', FewShotSpec('pn', steps=a.passes, n_tasks=1, **more)
 
@@ -38,9 +39,10 @@ class MiniImageNet(Matrix):
 
     def about(self):
         a, train = self.a, few_pool(self.specs['start'])
-        return {'data': f'miniImageNet, 84x84 RGB, 64/16/20 classes; {len(train)//len(train.classes)} images of each training class',
-                'protocol': f'a float prototypical network, {a.start} steps of 20-way 1-shot episodes with 4 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every other run had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine): '
-                            f'inner (MEBQAT-PN) {a.passes//4} steps of one episode at 4 random pairs, both {a.passes//4} steps of 4 episodes at a random pair each, single {a.passes} steps of one episode at one random pair; no pair guaranteed; training images under random affine maps of strength {a.jitter}; one seed',
+        n = len(train)//len(train.classes)
+        return {'data': f'miniImageNet, 84x84 RGB, 64/16/20 classes; {n} images of each training class' + (', a subset: the whole has 600' if n < 600 else ''),
+                'protocol': f'a float prototypical network, {a.start} steps of 20-way 1-shot episodes with 4 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every other run but one had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine): '
+                            f'inner (MEBQAT-PN) {a.passes//4} steps of one episode at 4 random pairs, both {a.passes//4} steps of 4 episodes at a random pair each, single {a.passes} steps of one episode at one random pair, and single-as-many-steps {a.passes//4} of them, a quarter of the passes; no pair guaranteed; training images under random affine maps of strength {a.jitter}; one seed',
                 'evaluation': f'{a.episodes} test episodes, 5-way, 15 queries a class, the same for every run and pair; 1 and 5 shots with the same network; batch norm on the statistics of support and query together; the start and PN quantized with steps measured from their trained weights',
                 'command': f'python tests/bench/miniimagenet/few_shot.py --out runs/miniimagenet --start {a.start} --passes {a.passes}'}
 

@@ -25,8 +25,10 @@ DEDICATED = ('W2A2', 'W2A8', 'W8A3', 'W4A4', 'W8A8', 'W3A8')
 class Omniglot(Matrix):
     "The prototypical family and the MAML family, each with its dedicated networks."
     n_way = 20
-    extra = {'pn-handicap': 'pn', 'untrained-maml': 'mebqat-maml'}
-    compared = (('mebqat-pn', ('start', 'pn', 'mebqat-pn-inner')), ('mebqat-maml', ('maml', 'untrained-maml')))
+    compared = (('mebqat-pn', ('start', 'pn', 'mebqat-pn-inner', 'mebqat-pn-taught')), ('mebqat-pn-taught', ('pn-qat',)), ('mebqat-maml', ('maml', 'untrained-maml')))
+
+    @property
+    def extra(self): return {'pn-handicap': 'pn', **({'untrained-maml': 'mebqat-maml'} if self.a.maml else {})}
 
     def runs(self):
         a = self.a
@@ -39,8 +41,10 @@ class Omniglot(Matrix):
         yield 'start', FewShotSpec('pn', steps=a.start, n_tasks=1, lr=2e-3, **proto)
         yield 'mebqat-pn', FewShotSpec('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', **more)
         yield 'mebqat-pn-inner', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=4, guaranteed='W2A2', **more)
+        yield 'mebqat-pn-taught', FewShotSpec('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', distill=True, **more)
         yield 'pn', FewShotSpec('pn', steps=a.passes, n_tasks=1, **more)
         for b in DEDICATED: yield f'pn-qat-{b}', FewShotSpec('pn-qat', bits=b, steps=a.passes, n_tasks=1, **more)
+        if not a.maml: return
         yield 'mebqat-maml', FewShotSpec('mebqat-maml', guaranteed='W2A2', **after('mebqat-pn'))
         yield 'maml', FewShotSpec('fomaml', **after('pn'))
         yield 'maml-qat-W3A8', FewShotSpec('fomaml-qat', bits='W3A8', **after('pn-qat-W3A8'))
@@ -67,12 +71,13 @@ class Omniglot(Matrix):
 
     def about(self):
         a = self.a
+        maml = (f'; then {a.maml} steps of four 20-way 1-shot tasks (Adam 2e-4, cosine), 5 inner steps from 3 on the classifier alone, features less the mean of the support, second order, learned rates, query logits divided by a temperature of 0.25 in the loss: '
+                'MEBQAT-MAML from the weights of MEBQAT-PN, MAML from PN, MAML+QAT from PN+QAT at its pair; untrained-maml is MEBQAT-MAML before its first step') if a.maml else ''
         return {'data': 'Omniglot, 28x28, ink 1, four turns of each character as classes; ' + (f'split file {a.split_file}' if a.split_file else 'the package\'s seeded split'),
                 'protocol': f'a float prototypical network, {a.start} steps of 60-way 1-shot episodes with 5 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every prototypical run but the start itself had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine): '
-                            f'MEBQAT-PN as {a.passes//2} steps of two episodes, one at W2A2 and one at a random pair, mebqat-pn-inner as {a.passes//4} steps of one episode at W2A2 and 3 random pairs; then {a.maml} steps of four 20-way 1-shot tasks (Adam 2e-4, cosine), 5 inner steps from 3 on the classifier alone, features less the mean of the support, second order, learned rates, query logits divided by a temperature of 0.25 in the loss: '
-                            'MEBQAT-MAML from the weights of MEBQAT-PN, MAML from PN, MAML+QAT from PN+QAT at its pair; untrained-maml is MEBQAT-MAML before its first step; training images under random affine maps of strength 0.75; one seed',
+                            f'MEBQAT-PN as {a.passes//2} steps of two episodes, one at W2A2 and one at a random pair, mebqat-pn-inner as {a.passes//4} steps of one episode at W2A2 and 3 random pairs, mebqat-pn-taught as MEBQAT-PN with the network in full precision as a teacher of the other pairs (one more forward pass for each){maml}; training images under random affine maps of strength 0.75; one seed',
                 'evaluation': f'{a.episodes} test episodes, 20-way, 15 queries a class, the same for every run and pair; batch norm on the statistics of support and query together (prototypes) or of each (MAML); the start, PN and MAML quantized with steps measured from their trained weights; pn-handicap is PN as the public reference code quantizes it: one step for all widths by the paper\'s rule, set up at two bits on the random start, and one activation level too many',
-                'command': f'python tests/bench/omniglot/few_shot.py --out runs/omniglot --start {a.start} --passes {a.passes} --maml {a.maml} --split-file {a.split_file}'}
+                'command': f'python tests/bench/omniglot/few_shot.py --out runs/omniglot --start {a.start} --passes {a.passes} --maml {a.maml}' + (f' --split-file {a.split_file}' if a.split_file else '')}
 
 
 if __name__ == '__main__':
@@ -81,5 +86,5 @@ if __name__ == '__main__':
     p.add_argument('--start', type=int, default=5000, help='steps of the float start')
     p.add_argument('--passes', type=int, default=2400, help='backward passes of every prototypical run after it')
     p.add_argument('--raw', default='', choices=('', 'features', 'loss'), help='MAML from the float start with Adam 1e-3 and without the temperature (loss) or without centering, too (features): see plateau.py')
-    p.add_argument('--maml', type=int, default=1500, help='steps of every MAML run after it')
+    p.add_argument('--maml', type=int, default=1500, help='steps of every MAML run after it; 0 for none')
     Omniglot(p.parse_args()).main()
