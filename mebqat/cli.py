@@ -134,7 +134,7 @@ EPISODES = {
     'steps': (int, 'Optimizer steps', '1000'),
     'design': (str, "MEBQAT-PN's tasks: inner is one episode at n-tasks pairs, both is n-tasks episodes at a pair each", 'inner'),
     'turns': (bool, 'Prototypes: the images of a class take turns as support in training', 'no'),
-    'distill': (bool, 'The network in full precision teaches the other pairs', 'no'),
+    'distill': (bool, 'mebqat-pn: the network in full precision teaches the other pairs', 'no'),
     'calibrate': (bool, 'pn and fomaml: measure quantizer steps anew from the trained weights', 'yes'),
     'jitter': (float, 'Strength of random affine maps of training images', '0.0'),
     'split_file': (str, 'JSON lists of classes under train, val, test', 'a seeded split'),
