@@ -87,7 +87,8 @@ class Prototypes:
 
     def tasks(self, model:nn.Module, pairs:list[Bits], episode:Episode) -> list[list]:
         "One episode at several pairs: the same as `task` at each, with the stem and the teacher run once."
-        stem, rest = self.share_stem and len(pairs) > 1 and split_stem(model) or (nn.Identity(), model)
+        parts = split_stem(model) if self.share_stem and len(pairs) > 1 else None
+        stem, rest = parts or (nn.Identity(), model)
         h = stem(torch.cat([episode.support, episode.query]))
         early, late, out = trainable(stem), trainable(rest), []
         leaf, teacher = h.detach().requires_grad_(bool(early)), None

@@ -16,7 +16,7 @@ from mebqat.train import load_whole, save_whole
 from test_cli import cli, good, own_cache, refused, snapshot  # noqa: F401 (own_cache is a fixture)
 
 TINY = ['--glyph-classes', 20, '--width', 4, '--n-query', 2, '--no-compile']
-RUNS = {'pn': ['--n-way', 4, '--n-tasks', 1, '--steps', 2], 'mebqat-pn': ['--n-way', 4, '--steps', 2, '--init', 'RUNS/pn'],
+RUNS = {'pn': ['--n-way', 4, '--n-tasks', 1, '--steps', 2], 'mebqat-pn': ['--n-way', 4, '--steps', 2, '--distill', '--init', 'RUNS/pn'],
         'pn-qat': ['--n-way', 4, '--n-tasks', 1, '--steps', 1, '--bits', 'W3A8'],
         'mebqat-maml': ['--n-way', 3, '--steps', 2, '--inner-steps', 1, '--learn-rates', '--init', 'RUNS/pn']}
 

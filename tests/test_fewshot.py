@@ -19,7 +19,7 @@ from mebqat.bits import FULL, Bits, BitSpace
 from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
 from mebqat.episodic import EpisodeScores, adaptation_curve, inner_answers, proto_answers, sweep_episodes
-from mebqat.fewruns import FewShotSpec, few_network, few_pool, fold_scales, open_few, train_few
+from mebqat.fewruns import FewShotSpec, few_method, few_network, few_pool, fold_scales, open_few, train_few
 from mebqat.fewshot import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss, split_stem, trainable
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn4, cnn5
@@ -229,6 +229,10 @@ def test_learned_rates_get_a_gradient_and_must_fit():
         maml(FP, 1, InnerSteps(kinds=('weights', 'norms')))(model, drawn(1), gen())
 
 
+def test_distilling_is_asked_for():
+    assert [few_method(spec_of('mebqat-pn', turns=True, **k)).learner for k in ({}, dict(distill=True))] == [Prototypes(turns=True), Prototypes(turns=True, distill=True)]
+
+
 def test_methods_that_cannot_be():
     for n, text in ((0, 'n_tasks=0 is fewer than 1'), (1, 'the 2 guaranteed pairs')):
         with pytest.raises(ValueError, match=text): mebqat_pn(SPACE, n, [FP, Bits(2, 2)] if n else ())
@@ -344,7 +348,7 @@ def test_the_seed_decides_everything(tmp_path):
 ROUND_TRIPS = [spec_of('mebqat-pn', options=(('per_channel', True), ('init', 'paper'))), spec_of('pn-qat', scheme='dorefa', bits='W1A1'),
                spec_of('mebqat-pn', scheme='dorefa', options=(('act_clip', 'pact'),), bn='running'), spec_of('mebqat-maml', scheme='sat', options=(('rounding', 'centered'),)),
                spec_of('mebqat-maml', adapts='weights norms', learn_rates=True, every_step=True, second_order=True), spec_of('fomaml', options=(('shared_step', True),)),
-               spec_of('mebqat-maml', adapts='head', center=True, learn_rates=True), spec_of('mebqat-pn', design='both', guaranteed='W2A2', test_way=4, n_way=5)]
+               spec_of('mebqat-maml', adapts='head', center=True, learn_rates=True), spec_of('mebqat-pn', design='both', guaranteed='W2A2', test_way=4, n_way=5, distill=True)]
 
 
 @pytest.mark.parametrize('spec', ROUND_TRIPS, ids=lambda s: f'{s.method}-{s.scheme}-{s.bn}-{s.adapts}-{s.design}')
@@ -632,6 +636,7 @@ BAD = {
     'no queries': (dict(method='pn', n_query=0), 'n_query must be .* got 0'), 'no shots': (dict(method='pn', k_shot=0), 'k_shot must be .* got 0'),
     'bits below the scheme': (dict(method='pn-qat', bits='W1A1'), 'lsq goes down to W2A2; .* asked for W1A1'),
     'guaranteed below the scheme': (dict(method='mebqat-pn', guaranteed='W1A2'), 'asked for W1A2'),
+    'a dedicated network as its own teacher': (dict(method='pn-qat', bits='W2A2', distill=True), "distill=True is for mebqat-pn, whose network answers in full precision as well; got method='pn-qat'"),
     'more guaranteed than tasks': (dict(method='mebqat-maml', guaranteed='W2A2 W3A3 W4A4'), 'n_tasks=2 is fewer than 1 or than the 3 guaranteed'),
     'no bits': (dict(method='pn-qat', bits=''), 'needs bits='), 'two pairs': (dict(method='pn-qat', bits='W2A2 W3A3'), 'trains at one pair'),
     'unreadable bits': (dict(method='mebqat-pn', bits='W2'), "cannot read bits from 'W2'"), 'bits for float': (dict(method='pn', bits='W2A2'), 'takes no bits'),

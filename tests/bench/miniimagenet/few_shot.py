@@ -44,7 +44,7 @@ class MiniImageNet(Matrix):
                 'protocol': f'a float prototypical network, {a.start} steps of 20-way 1-shot episodes with 4 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every other run but one had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine): '
                             f'inner (MEBQAT-PN) {a.passes//4} steps of one episode at 4 random pairs, both {a.passes//4} steps of 4 episodes at a random pair each, single {a.passes} steps of one episode at one random pair, and single-as-many-steps {a.passes//4} of them, a quarter of the passes; no pair guaranteed; training images under random affine maps of strength {a.jitter}; one seed',
                 'evaluation': f'{a.episodes} test episodes, 5-way, 15 queries a class, the same for every run and pair; 1 and 5 shots with the same network; batch norm on the statistics of support and query together; the start and PN quantized with steps measured from their trained weights',
-                'command': f'python tests/bench/miniimagenet/few_shot.py --out runs/miniimagenet --start {a.start} --passes {a.passes}'}
+                'command': f'python tests/bench/miniimagenet/few_shot.py --out {a.out} --start {a.start} --passes {a.passes}'}
 
 
 if __name__ == '__main__':

@@ -77,7 +77,7 @@ class Omniglot(Matrix):
                 'protocol': f'a float prototypical network, {a.start} steps of 60-way 1-shot episodes with 5 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every prototypical run but the start itself had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine): '
                             f'MEBQAT-PN as {a.passes//2} steps of two episodes, one at W2A2 and one at a random pair, mebqat-pn-inner as {a.passes//4} steps of one episode at W2A2 and 3 random pairs, mebqat-pn-taught as MEBQAT-PN with the network in full precision as a teacher of the other pairs (one more forward pass for each){maml}; training images under random affine maps of strength 0.75; one seed',
                 'evaluation': f'{a.episodes} test episodes, 20-way, 15 queries a class, the same for every run and pair; batch norm on the statistics of support and query together (prototypes) or of each (MAML); the start, PN and MAML quantized with steps measured from their trained weights; pn-handicap is PN as the public reference code quantizes it: one step for all widths by the paper\'s rule, set up at two bits on the random start, and one activation level too many',
-                'command': f'python tests/bench/omniglot/few_shot.py --out runs/omniglot --start {a.start} --passes {a.passes} --maml {a.maml}' + (f' --split-file {a.split_file}' if a.split_file else '')}
+                'command': f'python tests/bench/omniglot/few_shot.py --out {a.out} --start {a.start} --passes {a.passes} --maml {a.maml}' + (f' --split-file {a.split_file}' if a.split_file else '')}
 
 
 if __name__ == '__main__':
