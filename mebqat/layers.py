@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FULL_PAIR', 'BN_MODES', 'Quantized', 'QConv1d', 'QConv2d', 'QLinear', 'Seen', 'watch', 'SwitchableBatchNorm',
-           'Quantization', 'quantize', 'bit_layers', 'describe', 'bits_of', 'use_bits', 'keep_statistics',
-           'reestimate_bn']
+           'Quantization', 'quantize', 'unwrapped', 'quantization_of', 'bit_layers', 'describe', 'bits_of', 'use_bits',
+           'keep_statistics', 'reestimate_bn']
 
 # %% ../nbs/03_layers.ipynb #42cc27d8
 import copy
@@ -225,11 +225,32 @@ def _swap(layer, scheme, seen, pinned):
     layer.scheme, layer.signed, layer.pinned, layer.bits = scheme, seen.signed, pinned, FULL_PAIR
 
 # %% ../nbs/03_layers.ipynb #8e25df06
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+
+
+def unwrapped(
+    model:nn.Module, # A network, perhaps compiled, averaged or spread over devices
+) -> nn.Module:      # The network inside
+    "What `torch.compile`, `AveragedModel`, `DataParallel` or `DistributedDataParallel` was given; layer names are those of this network."
+    while (inside := getattr(model, '_orig_mod', None)) is not None or isinstance(model, _WRAPPERS):
+        model = inside if inside is not None else model.module
+    return model
+
+
+def quantization_of(
+    model:nn.Module, # A quantized network, or a module that holds one
+) -> Quantization:   # How it was quantized; ValueError if it was not
+    "A network's `quantization`, wherever `quantize` left it."
+    found = next((q for m in unwrapped(model).modules() if (q := getattr(m, 'quantization', None)) is not None), None)
+    if found is None: raise ValueError('the model is not quantized; call quantize(model, scheme, example=...) first')
+    return found
+
+
 def bit_layers(
     model:nn.Module,         # A quantized network
 ) -> dict[str, Quantized]:   # Layer name to quantized layer; ValueError if there is none
     "The quantized layers by name, in the order of the module tree."
-    layers = {n: m for n,m in model.named_modules() if isinstance(m, Quantized)}
+    layers = {n: m for n,m in unwrapped(model).named_modules() if isinstance(m, Quantized)}
     if not layers: raise ValueError('the model has no quantized layers; call quantize(model, scheme, example=...) first')
     return layers
 
