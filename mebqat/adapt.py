@@ -26,7 +26,7 @@ def kind_of(
 ) -> str:            # `weights`, `norms`, `steps` or `rates`
     "What a parameter is."
     parent, _, leaf = name.rpartition('.')
-    if leaf == 'log_value': return 'steps'
+    if leaf == 'log_factor': return 'steps'
     if leaf == 'log_rate': return 'rates'
     return 'norms' if isinstance(model.get_submodule(parent), nn.modules.batchnorm._NormBase) else 'weights'
 

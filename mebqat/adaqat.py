@@ -117,7 +117,7 @@ def rows_follow(
 ):
     "Give the rows of widths not visited yet the gradient of the rows in use, in place."
     for table in (m for m in quantizer.modules() if isinstance(m, WidthTable)):
-        grad, visited = table.log_value.grad, {table.row(n) for n in seen}
+        grad, visited = table.learned.grad, {table.row(n) for n in seen}
         if grad is None or len(grad) == 1: continue
         rest = [i for i in range(len(grad)) if i not in visited]
         grad[rest] = grad[[table.row(n) for n in used]].sum(0)

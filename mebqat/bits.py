@@ -6,6 +6,7 @@
 __all__ = ['FULL', 'check_width', 'Bits', 'BitSpace', 'Policy']
 
 # %% ../nbs/00_bits.ipynb #ab739cb0
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ FULL = 32  # full precision: the tensor is left alone
 
 # %% ../nbs/00_bits.ipynb #9f1bc10a
 def check_width(
-    bits:int,          # A bitwidth: 1..16, or `FULL`
+    bits:int,          # A bitwidth, any integer type: 1..16, or `FULL`
     what:str='bits',   # How the error calls it
-) -> int:              # The same width
+) -> int:              # The same width, as an `int`
     "Refuse a bitwidth that is neither 1..16 nor `FULL` (ValueError)."
-    if not isinstance(bits, int) or isinstance(bits, bool) or not (1 <= bits <= 16 or bits == FULL):
+    try: width = operator.index(bits)
+    except TypeError: width = 0
+    if isinstance(bits, bool) or not (1 <= width <= 16 or width == FULL):
         raise ValueError(f'{what} must be 1 to 16, or {FULL} for full precision; got {bits!r}')
-    return bits
+    return width
 
 # %% ../nbs/00_bits.ipynb #80793484
 _PAIR = re.compile(r'w(\d+|fp)\s*a(\d+|fp)|(\d+|fp)\s*,\s*(\d+|fp)|(fp)', re.IGNORECASE)
@@ -36,8 +39,8 @@ class Bits:
     a: int  # Activation bits, 1..16 or `FULL`
 
     def __post_init__(self):
-        check_width(self.w, 'weight bits')
-        check_width(self.a, 'activation bits')
+        object.__setattr__(self, 'w', check_width(self.w, 'weight bits'))
+        object.__setattr__(self, 'a', check_width(self.a, 'activation bits'))
 
     def __str__(self):
         if self.is_full: return 'FP'

@@ -642,7 +642,7 @@ def _report(out, seen, runs, seconds, epochs):
     one.save(out/'surface.json')
     save_explorations(out/'exploration.safetensors', {k: seen[k] for k in two})
     write_text(out/'surface.html', explorer_page({k: seen[k] for k in two}, 'One network, every bitwidth',
-        f'A {runs["mebqat"].spec.model} of {sum(p.numel() for n,p in runs["mebqat"].model.named_parameters() if "log_value" not in n):,} parameters, trained with MEBQAT on the shipped handwritten digits '
+        f'A {runs["mebqat"].spec.model} of {sum(p.numel() for n,p in runs["mebqat"].model.named_parameters() if "log_factor" not in n):,} parameters, trained with MEBQAT on the shipped handwritten digits '
         f'({epochs} passes, LSQ, every layer quantized, batch norm re-estimated at each pair), measured at {len(one)} pairs of bits on {one.meta["images"]} test images. '
         f'Training all seven networks of this page took {seconds:.0f} seconds. Intervals are 95 %; with so few images, differences of a point or two are noise.', [
         compare(two, caption='The same colours for both: what post-training quantization of a float network loses at few bits, the MEBQAT network keeps.'),

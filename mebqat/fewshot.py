@@ -21,7 +21,7 @@ from .adapt import adaptable, check_inner, check_losses, inner_path, prototype_l
 from .bits import Bits, BitSpace
 from .episodes import Episode
 from .layers import Quantized, use_bits
-from .methods import FP, Step, average_gradients, soft_cross_entropy
+from .methods import FP, Step, average_gradients, check_trainable, own_gradients, soft_cross_entropy
 from .speed import Replay
 
 # %% ../nbs/26_fewshot.ipynb #96835e3a
@@ -95,9 +95,10 @@ class Prototypes:
         if self.distill and not all(b.is_full for b in pairs):
             with torch.no_grad(), use_bits(model, FP): teacher = rest(leaf)
         for bits in pairs:
-            with use_bits(model, bits): z = rest(leaf)
-            loss, right = proto_loss(z, episode.query_labels, episode.n_way, self.turns, None if bits.is_full else teacher)
-            out.append((loss.detach(), right.float().mean(), torch.autograd.grad(loss, [*([leaf] if early else []), *late], allow_unused=True)))
+            with use_bits(model, bits):
+                loss, right = proto_loss(rest(leaf), episode.query_labels, episode.n_way, self.turns, None if bits.is_full else teacher)
+                grads = torch.autograd.grad(loss, [*([leaf] if early else []), *late], allow_unused=True)
+            out.append((loss.detach(), right.float().mean(), grads))
         if not early: return [[loss, accuracy, *grads] for loss,accuracy,grads in out]
         first = torch.autograd.grad(h, early, sum(grads[0] for *_,grads in out))
         return [[loss, accuracy, *(first if i == 0 else [None]*len(early)), *grads[1:]] for i,(loss, accuracy, grads) in enumerate(out)]
@@ -146,9 +147,10 @@ class InnerSteps:
             path = inner_path(rest, support, episode.support_labels, self.steps, rates, names, self.first_order, losses)
             points = [p for k,p in enumerate(path) if k == self.steps or (self.every_step and k > 0)]
             answers = [functional_call(rest, p, (query,)) for p in points]
-        loss = sum(F.cross_entropy(a/self.temperature, episode.query_labels) for a in answers)/len(answers)
+            loss = sum(F.cross_entropy(a/self.temperature, episode.query_labels) for a in answers)/len(answers)
+            grads = torch.autograd.grad(loss, trainable(model), allow_unused=True)
         right = answers[-1].detach().argmax(1) == episode.query_labels
-        return [loss.detach(), right.float().mean(), *torch.autograd.grad(loss, trainable(model), allow_unused=True), *losses]
+        return [loss.detach(), right.float().mean(), *grads, *losses]
 
     def tasks(self, model:nn.Module, pairs:list[Bits], episode:Episode) -> list[list]:
         "One episode at several pairs."
@@ -179,16 +181,18 @@ class FewShot:
         pairs, params = self.pairs(generator), trainable(model)
         if len(episodes) not in (1, len(pairs)): raise ValueError(f'{self.name} has {len(pairs)} pairs a step; give it 1 episode or as many, not {len(episodes)}')
         self.learner.check(model)
+        check_trainable(model, pairs)
         rows, total = [], [None]*len(params)
         for row in self._rows(model, pairs, episodes):
             rows.append((row[0].clone(), row[1].clone(), [r.clone() for r in row[2 + len(params):]]))
             for i,g in enumerate(row[2:2 + len(params)]):
                 if g is not None: total[i] = g.clone() if total[i] is None else total[i].add_(g)
-        for p,g in zip(params, total): p.grad = g
-        average_gradients(model, pairs, self.clamp)
+        with own_gradients(model):
+            for p,g in zip(params, total): p.grad = g
+            clamped = average_gradients(model, pairs, self.clamp)
         for *_,losses in rows: check_losses(losses, rates_of(model, getattr(self.learner, 'inner_lr', 0)))
         loss, accuracy = torch.stack([torch.stack(r[:2]) for r in rows]).mean(0).tolist()
-        return Step(loss, accuracy, tuple(pairs), *self.learner.passes(pairs, len(episodes)))
+        return Step(loss, accuracy, tuple(pairs), *self.learner.passes(pairs, len(episodes)), clamped)
 
     def _rows(self, model, pairs, episodes):
         "The tasks' results, one after another."

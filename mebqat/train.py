@@ -84,8 +84,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer: # With weight decay on weight tensors only
     "The optimizer of a run."
     named = [(n, p) for n,p in model.named_parameters() if p.requires_grad]
-    decays = [p for n,p in named if p.dim() > 1 and not n.endswith(('log_value', 'log_rate'))]
-    rest = [p for n,p in named if p.dim() <= 1 or n.endswith(('log_value', 'log_rate'))]
+    decays = [p for n,p in named if p.dim() > 1 and not n.endswith(('log_factor', 'log_rate'))]
+    rest = [p for n,p in named if p.dim() <= 1 or n.endswith(('log_factor', 'log_rate'))]
     groups = [{'params': ps, 'weight_decay': wd} for ps,wd in ((decays, config.weight_decay), (rest, 0.0)) if ps]
     if config.optimizer == 'sgd': return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
     return {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}[config.optimizer](groups, lr=config.lr)

@@ -175,7 +175,7 @@ def test_kinds_divide_the_parameters():
     assert names['head'] == ['fc.weight', 'fc.bias'] and set(names['head']) < set(names['weights'])
     assert sorted([*names['weights'], *names['norms'], *names['steps'], 'log_rate']) == sorted(every) and kind_of('log_rate', net) == 'rates'
     assert all(n.endswith(('conv.weight', 'conv.bias', 'fc.weight', 'fc.bias')) for n in names['weights'])
-    assert all('.norm.' in n for n in names['norms']) and all(n.endswith('log_value') for n in names['steps'])
+    assert all('.norm.' in n for n in names['norms']) and all(n.endswith('log_factor') for n in names['steps'])
     assert adaptable(net, KINDS) == [n for n in every if n != 'log_rate']
 
 
@@ -195,7 +195,7 @@ def test_idle_steps_stay_without_an_error(bits, first_order):
     used = 0
     for name, layer in bit_layers(net).items():
         for part, width in (('weight_quantizer', bits.w), ('act_quantizer', bits.a)):
-            key, rows = f'{name}.{part}.step.log_value', torch.arange(16) == width - 1
+            key, rows = f'{name}.{part}.step.log_factor', torch.arange(16) == width - 1
             moved, grad = adapted[key] != net.get_parameter(key), grads[key]
             assert not moved[~rows].any() and (grad is None or not grad[~rows].any()), key
             if rows.any(): assert moved[rows].all() and grad[rows].all(), key
@@ -318,5 +318,5 @@ def test_unequal_classes_have_no_prototypes(n, n_way):
 
 def test_tables_are_what_the_steps_kind_adapts():
     net = network('sat')
-    tables = [f'{n}.log_value' for n,m in net.named_modules() if isinstance(m, WidthTable)]
+    tables = [f'{n}.log_factor' for n,m in net.named_modules() if isinstance(m, WidthTable)]
     assert adaptable(net, ['steps']) == tables and len(tables) == 3

@@ -176,14 +176,14 @@ def test_a_probe_that_is_no_number_is_an_error():
 
 def test_rows_not_visited_move_along_and_their_ratio_stays():
     model, method = network(), AdaQAT(0., 1e-9, Bits(6, 6), rounding='nearest')
-    table = model.block2.conv.weight_quantizer.step.log_value
+    table = model.block2.conv.weight_quantizer.step.log_factor
     before = table.detach().clone()
     fit(model, method, batches(), TrainConfig(12, .01, 'adam'))
     moved = table.detach() - before
     assert moved[5].abs() > 1e-2 and torch.allclose(moved, moved[5].expand_as(moved), atol=1e-5)
     model, method = network(), AdaQAT(.2, 1., Bits(6, 6))
     fit(model, method, batches(), TrainConfig(12, .01, 'adam'))
-    moved = (model.block2.conv.weight_quantizer.step.log_value.detach() - before).flatten()
+    moved = (model.block2.conv.weight_quantizer.step.log_factor.detach() - before).flatten()
     seen = method.w['all'].seen
     assert len(seen) > 2 and len({round(float(moved[n - 1]), 6) for n in seen}) == len(seen)
     assert len({round(float(moved[n - 1]), 5) for n in range(2, 17) if n not in seen}) == 1
@@ -192,9 +192,9 @@ def test_rows_not_visited_move_along_and_their_ratio_stays():
 def test_one_level_for_all_widths_has_no_rows_to_follow():
     model = network(PAPER)
     qat(Bits(4, 4))(model, batch(), None)
-    before = model.block2.conv.act_quantizer.alpha.log_value.grad.clone()
+    before = model.block2.conv.act_quantizer.alpha.learned.grad.clone()
     rows_follow(model.block2.conv.act_quantizer, [4], [4])
-    assert torch.equal(model.block2.conv.act_quantizer.alpha.log_value.grad, before)
+    assert torch.equal(model.block2.conv.act_quantizer.alpha.learned.grad, before)
 
 
 # What bits cost

@@ -239,7 +239,7 @@ def test_idle_parameters_get_zero_gradient(scheme, bits):
     for layer in bit_layers(net).values():
         for quantizer, width in ((layer.weight_quantizer, bits.w), (layer.act_quantizer, bits.a)):
             for table in (m for m in quantizer.modules() if isinstance(m, WidthTable)):
-                g = table.log_value.grad
+                g = table.learned.grad
                 if width == FULL: assert g is None or not g.any()
                 else:
                     used = torch.zeros(len(g), dtype=torch.bool)
@@ -253,7 +253,7 @@ def test_steps_are_per_width_by_default_and_shared_by_choice():
     for scheme, rows in ((LSQ(), 16), (LSQ(shared_step=True), 1), (SAT(), 16), (SAT(shared_alpha=True), 1)):
         net, x = network('small_cnn')
         quantize(net, scheme, example=x)
-        assert {len(m.log_value) for m in net.modules() if isinstance(m, WidthTable)} == {rows}
+        assert {len(m.log_factor) for m in net.modules() if isinstance(m, WidthTable)} == {rows}
 
 
 @every_scheme

@@ -100,7 +100,7 @@ def mean_by_hand(model, pairs, tasks, clamp):
     for n in bit_layers(model): widths |= {f'{n}.weight_quantizer': [b.w for b in pairs], f'{n}.act_quantizer': [b.a for b in pairs]}
     for name, p in model.named_parameters():
         total = sum((t[name] for t in tasks if t[name] is not None), torch.zeros_like(p))
-        if name.endswith('log_value'):
+        if name.endswith('log_factor'):
             w = widths[name.rsplit('.', 2)[0]]
             yield name, torch.stack([r/max(w.count(i + 1), 1) for i,r in enumerate(total)]).clamp(-clamp, clamp)
         else: yield name, (total/len(pairs)).clamp(-clamp, clamp)
@@ -372,7 +372,7 @@ def test_calibrate_measures_the_trained_network(method, tmp_path):
     spec = spec_of(method, lr=.1)
     runs = [tensors(train_few(replace(spec, calibrate=c), tmp_path/str(c)).model) for c in (True, False)]
     start = tensors(few_network(spec, few_pool(spec)))
-    tables = [k for k in start if k.endswith('log_value')]
+    tables = [k for k in start if k.endswith('log_factor')]
     for k in start:
         if k in tables: assert torch.equal(runs[1][k], start[k]) and not torch.allclose(runs[0][k], start[k], atol=1e-3), k
         else: assert torch.equal(runs[0][k], runs[1][k]), k
@@ -462,7 +462,7 @@ def test_descriptions_that_do_not_describe(case, trained, tmp_path):
 @pytest.mark.parametrize('change', ('missing', 'extra', 'shape', 'rates'))
 def test_weights_of_another_network(change, trained, tmp_path):
     weights, about = load_whole(trained/'maml'/'model.safetensors')
-    if change == 'missing': del weights['block2.act_quantizer.step.log_value' if 'block2.act_quantizer.step.log_value' in weights else 'block2.conv.weight']
+    if change == 'missing': del weights['block2.act_quantizer.step.log_factor' if 'block2.act_quantizer.step.log_factor' in weights else 'block2.conv.weight']
     else: weights |= {'extra': {'head.weight': torch.zeros(1)}, 'shape': {'block1.conv.weight': torch.zeros(8, 1, 3, 3)}, 'rates': {'log_rate': torch.zeros(2, 3)}}[change]
     save_whole(tmp_path/'x.safetensors', weights, about)
     with pytest.raises(ValueError, match='x.safetensors does not describe a few-shot network of this version') as e: open_few(tmp_path/'x.safetensors')
@@ -608,7 +608,7 @@ def test_the_curve_passes_through_the_sweeps():
 def test_weights_that_are_no_numbers_get_no_accuracy(steps):
     model, learner = network(steps is not None), Prototypes() if steps is None else InnerSteps(2)
     episodes, space = Episodes(pool('test'), 3, 1, 2), BitSpace.parse('FP W3A3 W2A2')
-    with torch.no_grad(): model.block3.conv.weight_quantizer.step.log_value[1] = math.nan
+    with torch.no_grad(): model.block3.conv.weight_quantizer.step.log_factor[1] = math.nan
     with pytest.raises(FloatingPointError, match='at W2A2') as e: sweep_episodes(model, learner, episodes, space, 1, steps)
     assert '\n' not in str(e.value)
     sweep_episodes(model, learner, episodes, BitSpace.parse('FP W3A3'), 1, steps)

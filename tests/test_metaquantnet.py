@@ -207,7 +207,7 @@ def test_steps_of_other_widths_get_no_gradient():
     for n in generators(model):
         layer = model.get_submodule(n)
         for table,width in ((layer.weight_quantizer.quantizer.step, 3), (layer.act_quantizer.step, 5)):
-            rows = table.log_value.grad.any(1)
+            rows = table.learned.grad.any(1)
             assert rows[width - 1] and rows.sum() == 1
 
 

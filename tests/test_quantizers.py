@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from mebqat.bits import FULL
 from mebqat.kernels import (dorefa_act, dorefa_weight, fake_quant, fake_quant_plain, grid, lsq, pact, sat_rescale, sat_weight,
                             straight_through)
-from mebqat.quantizers import LSQ, SAT, DoReFa, LSQQuantizer, PACTQuantizer, WidthTable, make_scheme, scheme_dict
+from mebqat.quantizers import LSQ, SAT, DoReFa, LSQAct, PACTQuantizer, WidthTable, make_scheme, scheme_dict
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')
@@ -369,9 +369,9 @@ def test_only_the_row_in_use_learns(scheme):
             quantizer.zero_grad()
             (quantizer(t.clone().requires_grad_(), bits)*noise(t.shape, 2)).sum().backward()
             for table in (m for m in quantizer.modules() if isinstance(m, WidthTable)):
-                used = torch.zeros(len(table.log_value), dtype=torch.bool)
+                used = torch.zeros(len(table.log_factor), dtype=torch.bool)
                 used[0 if len(used) == 1 else bits - 1] = True
-                assert (table.log_value.grad[used] != 0).any() and not table.log_value.grad[~used].any()
+                assert (table.learned.grad[used] != 0).any() and not table.learned.grad[~used].any()
 
 
 def test_a_step_for_every_width_by_default_and_one_by_choice():
@@ -388,9 +388,9 @@ def test_a_step_for_every_width_by_default_and_one_by_choice():
 def test_steps_start_where_stated():
     x = noise((1, 4000), 3).relu()
     for bits in (2, 4, 8):
-        paper = LSQQuantizer(x, False, init='paper').step(bits).item()
+        paper = LSQAct(x, False, init='paper').step(bits).item()
         assert paper == pytest.approx(2*x.abs().mean().item()/(2**bits - 1)**.5, rel=1e-5)
-        found = LSQQuantizer(x, False).step(bits).item()
+        found = LSQAct(x, False).step(bits).item()
         error = lambda s: (lsq(x, torch.tensor(s), bits, False) - x).square().mean().item()
         tried = [error(f*x.max().item()/(2**bits - 1)) for f in torch.linspace(.02, 1.05, 120).tolist()]
         assert error(found) < 1.2*min(tried)

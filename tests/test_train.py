@@ -303,7 +303,7 @@ def test_a_step_leaves_the_mean_gradient_of_the_tasks_that_took_part(scheme, tea
     apart = alone(model, pairs, batch, teacher)
     method = Bitwidths('these', tuple(pairs), teacher='full' if teacher else 'none', clamp=None)
     method(model, batch, generator_for(0))
-    tables = {n + '.log_value': m for n,m in model.named_modules() if isinstance(m, WidthTable)}
+    tables = {n + '.log_factor': m for n,m in model.named_modules() if isinstance(m, WidthTable)}
     for n,p in model.named_parameters():
         grads = [g[n] for g in apart]
         total = sum(g for g in grads if g is not None) if any(g is not None for g in grads) else None

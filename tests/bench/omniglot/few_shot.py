@@ -62,7 +62,7 @@ class Omniglot(Matrix):
         options = (('shared_step', True), ('init', 'paper'), ('reference_compat', True))
         start = replace(run.spec, init='', options=options)
         model = few_network(start, few_pool(start))
-        model.load_state_dict({k: v if k.endswith('log_value') else run.model.state_dict()[k] for k,v in model.state_dict().items()})
+        model.load_state_dict({k: v if k.endswith('log_factor') else run.model.state_dict()[k] for k,v in model.state_dict().items()})
         return replace(run, spec=start, model=model.eval())
 
     def effort(self, name):
