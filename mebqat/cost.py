@@ -50,9 +50,8 @@ def charged(
     layers, sharing = tuple(layers), {}
     for l in layers:
         if l.tied: sharing.setdefault(l.tied, []).append(l)
-    weights = {l.name: 0 for rows in sharing.values() for l in rows}
-    for rows in sharing.values(): weights[max(rows, key=lambda l: l.bits.w).name] = sum(l.weights for l in rows)
-    return tuple(replace(l, weights=weights[l.name]) if l.tied else l for l in layers)
+    weights = {max(rows, key=lambda l: l.bits.w).name: sum(l.weights for l in rows) for rows in sharing.values()}
+    return tuple(replace(l, weights=weights.get(l.name, 0)) if l.tied else l for l in layers)
 
 # %% ../nbs/04_cost.ipynb #ddbab16b
 def macs_of(
@@ -130,7 +129,8 @@ class _Counter:
         self.called.discard(layer.out_proj)
 
     def attention_out(self, layer, args, kwargs, out):
-        if layer.out_proj not in self.called: self.add(layer.out_proj, attention_macs(layer, *_three(*args, **kwargs))[1])
+        if layer.out_proj in self.called: return
+        self.add(layer.out_proj, attention_macs(layer, *_three(*args, **kwargs))[1])
 
 
 def _three(query, key, value, *args, **kwargs):
@@ -179,7 +179,7 @@ def _sources(layer, name):
     "Stored tensors that a weight stands for."
     weight, parts = _weight(layer, name), getattr(layer, 'parametrizations', {})
     if name in parts: sources = [*parts[name].parameters(), *parts[name].buffers()]
-    else: sources = [t for n,t in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)) if n.startswith(f'{name}_')]
+    else: sources = [t for n,t in (layer._parameters | layer._buffers).items() if t is not None and n.startswith(f'{name}_')]
     if isinstance(weight, nn.Parameter) or not sources: return [weight]
     return [t for t in sources if t.numel() == weight.numel()][:1] or sources
 
@@ -234,7 +234,7 @@ def stored(
     model:nn.Module,         # Any network
     counted:set[nn.Module],  # Layers whose weights are accounted for elsewhere
 ) -> tuple[int, int]:        # Bytes of quantizers, bytes of everything else
-    "Bytes of a model beside the weights of its counted layers; generators and start values, which export drops, are left out."
+    "Bytes of a model beside the weights of its counted layers, without the generators and start values that export drops."
     apart = [t for q in _quantizers(model) for t in (*q.parameters(), *q.buffers())]
     apart = {_place(t) for t in (*apart, *(t for m in counted for t in _weights(m)))}
     return _table_bytes(model), _size(t for t in (*model.parameters(), *model.buffers()) if _place(t) not in apart)
@@ -358,8 +358,9 @@ def _rows(model, macs, uncounted):
     for m,n in macs.items():
         at, weights = places[m], sum(_weight(m, name).numel() for name in _names(m))
         owner = first.setdefault(at, names[m])
-        layers.append(LayerCost(names[m], type(m).__name__, n, weights if owner == names[m] else 0, quantized=isinstance(m, Quantized),
-                                tied=owner if at in shared else '', kept=FULL if floats & set(at) else 0))
+        layers.append(LayerCost(names[m], type(m).__name__, n, weights if owner == names[m] else 0,
+                                quantized=isinstance(m, Quantized), tied=owner if at in shared else '',
+                                kept=FULL if floats & set(at) else 0))
     return tuple(layers)
 
 
