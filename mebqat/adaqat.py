@@ -522,13 +522,14 @@ class _Targeted(Learner):
         operations(self.cost, self.groups)
         group, layers = {n: g for g,names in self.groups.items() for n in names}, bit_layers(model)
         fixed = lambda l: (layers[l.name].pinned if l.name in layers else None) or Bits(FULL, FULL)
-        size = (lambda l: l.macs) if self.measure == 'bitops' else (lambda l: l.weights/8)
-        self.parts = [(group.get(l.name), size(l), fixed(l)) for l in self.cost.layers]
+        self.parts, sharing = [(group.get(l.name), l.macs, fixed(l)) for l in self.cost.layers], {}
+        for l in self.cost.layers: sharing.setdefault(l.tied or l.name, []).append(l)
+        self.tensors = [(sum(l.weights for l in ls)/8, max(l.kept for l in ls), [(group.get(l.name), fixed(l).w) for l in ls]) for ls in sharing.values()]
 
     def amount(self, w:Mapping, a:Mapping): # Of the type of the widths: numbers or tensors
-        "The cost at these widths by group."
-        other = (lambda g, b: a[g] if g else b.a) if self.measure == 'bitops' else lambda g, b: 1
-        return sum(n*(w[g] if g else b.w)*other(g, b) for g,n,b in self.parts)
+        "The cost at these widths by group; a shared tensor is stored at the widest."
+        if self.measure == 'bytes': return sum(n*max(kept, *(w[g] if g else own for g,own in readers)) for n,kept,readers in self.tensors)
+        return sum(n*(w[g] if g else b.w)*(a[g] if g else b.a) for g,n,b in self.parts)
 
     def at_start(self, lows:Mapping[str, Bits]) -> tuple[dict[str, Relaxed], dict[str, Relaxed]]:
         "Every group at the start; ValueError for a target out of reach."

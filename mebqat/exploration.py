@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from . import __version__
 from .bits import Bits, BitSpace, Policy
-from .cost import Cost, LayerCost, profile
+from .cost import Cost, LayerCost, charged, profile
 from .evaluate import batches_of, deployed, replies, sweep
-from .layers import FULL_PAIR, bit_layers
+from .layers import FULL_PAIR, bit_layers, quantization_of
 from .surface import Point, Surface, dumps, loads
 from .train import load_whole, save_whole
 
@@ -49,8 +49,8 @@ class CostTable:
         if not isinstance(bits, (Bits, Policy)): raise ValueError(f'bits must be Bits or a Policy, got {bits!r}')
         for name in (bits if isinstance(bits, Policy) else ()):
             if name not in self.quantized: raise ValueError(f'the policy names {name!r}, which is no quantized layer; there are {", ".join(self.quantized)}')
-        layers = (replace(l, bits=_pair(self, l.name, bits)) if l.quantized else l for l in self.layers)
-        return Cost(tuple(layers), self.other_bytes, self.quantizer_bytes, self.uncounted)
+        layers = charged(replace(l, bits=_pair(self, l.name, bits)) if l.quantized else l for l in self.layers)
+        return Cost(layers, self.other_bytes, self.quantizer_bytes, self.uncounted)
 
 # %% ../nbs/33_exploration.ipynb #4e3aeb9b
 def _pair(table, name, bits):
@@ -68,7 +68,7 @@ def cost_table(
 ) -> CostTable:           # Its costs at any bits
     "Write down what `profile` would ask the network."
     p, layers = profile(model, example), bit_layers(model)
-    return CostTable(p.layers, {n: m.pinned for n,m in layers.items() if m.pinned}, model.quantization.scheme.min_bits,
+    return CostTable(p.layers, {n: m.pinned for n,m in layers.items() if m.pinned}, quantization_of(model).scheme.min_bits,
                      tuple(n for n,m in layers.items() if m.signed), p.other_bytes, p.quantizer_bytes, dict(p.uncounted))
 
 # %% ../nbs/33_exploration.ipynb #93731bff
@@ -76,7 +76,7 @@ def to_record(
     table:CostTable, # Costs of a network
 ) -> dict:           # JSON-able
     "A cost table as plain lists and numbers."
-    layers = [{k: v for k,v in asdict(l).items() if k != 'bits'} for l in table.layers]
+    layers = [{k: v for k,v in asdict(l).items() if k != 'bits' and (v or k not in ('tied', 'kept'))} for l in table.layers]
     return {'layers': layers, 'pinned': {n: str(b) for n,b in table.pinned.items()}, 'least': str(table.least), 'signed': list(table.signed),
             'other_bytes': table.other_bytes, 'quantizer_bytes': table.quantizer_bytes, 'uncounted': dict(table.uncounted)}
 
@@ -85,7 +85,8 @@ def from_record(
     record:dict,  # What `to_record` gave
 ) -> CostTable:   # The same table
     "Read a cost table back (KeyError, TypeError or ValueError if it is something else)."
-    layers = tuple(LayerCost(str(l['name']), str(l['kind']), int(l['macs']), int(l['weights']), quantized=bool(l['quantized'])) for l in record['layers'])
+    layers = tuple(LayerCost(str(l['name']), str(l['kind']), int(l['macs']), int(l['weights']), quantized=bool(l['quantized']),
+                             tied=str(l.get('tied', '')), kept=int(l.get('kept', 0))) for l in record['layers'])
     pinned = {n: Bits.parse(b) for n,b in record['pinned'].items()}
     return CostTable(layers, pinned, Bits.parse(record['least']), tuple(record['signed']), int(record['other_bytes']), int(record['quantizer_bytes']), dict(record['uncounted']))
 

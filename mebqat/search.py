@@ -42,6 +42,7 @@ class Layer:
     macs: int               # Multiply-accumulates for one image
     weights: int            # Stored weights
     quantized: bool = True  # Does it have bits? Otherwise it stays at full precision, and counts
+    kept: int = 0           # Width at which its weights are stored anyway, as when a float embedding reads them too
 
 
 def as_layers(
@@ -52,8 +53,19 @@ def as_layers(
     if not records: raise ValueError('there are no layers to search over')
     names = [str(r.name) for r in records]
     if twice := [n for n in names if names.count(n) > 1]: raise ValueError(f'two layers are called {twice[0]!r}')
+    _refuse_ties(records)
     planned = not any(r.quantized for r in records)
-    return tuple(Layer(str(r.name), int(r.macs), int(r.weights), bool(r.quantized or planned)) for r in records)
+    return tuple(Layer(str(r.name), int(r.macs), int(r.weights), bool(r.quantized or planned), int(getattr(r, 'kept', 0))) for r in records)
+
+
+def _refuse_ties(records):
+    "Costs of layers that share a tensor do not add up (ValueError naming the layers), but where it is stored at full precision."
+    tied = {}
+    for r in records:
+        if getattr(r, 'tied', '') and not r.kept: tied.setdefault(r.tied, []).append(r.name)
+    for names in tied.values():
+        raise ValueError(f'layers {", ".join(map(repr, names))} share one tensor, which is stored at the widest of their widths; '
+                         'a search needs costs that add up over layers: give each layer its own weights')
 
 # %% ../nbs/25_search.ipynb #9ccc25c3
 def ladders(
@@ -96,7 +108,7 @@ def price_list(
     wide = max(map(len, choices.values()))
     pad = lambda row: row + [0]*(wide - len(row))
     return torch.tensor([[pad([f(l, b) for b in choices[l.name]]) for l in layers]
-                         for f in (lambda l, b: l.weights*b.w, lambda l, b: l.macs*b.w*b.a)])
+                         for f in (lambda l, b: l.weights*max(b.w, l.kept), lambda l, b: l.macs*b.w*b.a)])
 
 # %% ../nbs/25_search.ipynb #3250b0f0
 @dataclass(frozen=True)
@@ -176,7 +188,7 @@ def price(
     if missing := [n for n in space.names if n not in policy]:
         raise ValueError(f'the policy does not say what layer {missing[0]!r} gets; is it for another network?')
     pairs = [(l, policy[l.name] if l.quantized else Bits(FULL, FULL)) for l in space.layers]
-    return sum(l.weights*b.w for l,b in pairs), sum(l.macs*b.w*b.a for l,b in pairs)
+    return sum(l.weights*max(b.w, l.kept) for l,b in pairs), sum(l.macs*b.w*b.a for l,b in pairs)
 
 # %% ../nbs/25_search.ipynb #4e7de4bf
 def chosen(
@@ -224,7 +236,8 @@ def to_record(
     space:SearchSpace, # A space
 ) -> dict:             # JSON-able
     "A space as plain lists and words."
-    return {'layers': [asdict(l) for l in space.layers], 'choices': {n: ' '.join(map(str, c)) for n,c in space.choices.items()}}
+    layers = [{k: v for k,v in asdict(l).items() if v or k != 'kept'} for l in space.layers]
+    return {'layers': layers, 'choices': {n: ' '.join(map(str, c)) for n,c in space.choices.items()}}
 
 
 def from_record(

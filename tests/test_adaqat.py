@@ -437,6 +437,25 @@ def test_the_cost_at_integer_widths_is_the_cost_of_the_policy():
         assert {r.value for r in method.w.values()} == {4.5}
 
 
+def test_a_shared_tensor_costs_its_widest_reader():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+            self.b.weight = self.a.weight
+        def forward(self, x): return self.fc(self.b(self.a(x)))
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    model = quantize(Twins(), LSQ(), example=x, skip='none')
+    cost = profile(model, x)
+    method = begun(FracBits(10, cost.at(Bits(4, 4)).weight_bytes, cost, 'bytes'), model)
+    for wide in ((2, 8, 3), (8, 2, 3), (5, 5, 5)):
+        w = dict(zip('ab', wide)) | {'fc': wide[2]}
+        assert method.amount(w, w) == cost.at(Policy({n: Bits(b, b) for n,b in w.items()})).weight_bytes
+    reals = {n: torch.tensor(v, requires_grad=True) for n,v in (('a', 2.5), ('b', 4.5), ('fc', 3.))}
+    method.amount(reals, reals).backward()
+    assert (reals['a'].grad, float(reals['b'].grad), float(reals['fc'].grad)) == (None, 32, 6)
+
+
 @given(st.lists(st.floats(2, 8), min_size=1, max_size=8), st.integers(0, 60), st.integers(0, 10**6))
 def test_rounding_to_a_target_stays_within_and_wastes_no_common_step(values, slack, seed):
     sizes = torch.randint(1, 9, (len(values),), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -1,15 +1,18 @@
 "What cost's notebook cannot check about itself: an independent counter, real models, no traces, refusals."
+import warnings
+
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.cost import cost, profile
-from mebqat.layers import bit_layers, quantize, use_bits
+from mebqat.layers import QLinear, Quantized, bit_layers, quantize, use_bits
 from mebqat.models import make
-from mebqat.quantizers import SAT, DoReFa, LSQ
+from mebqat.quantizers import SAT, DoReFa, LSQ, WidthTable
 
 TABLE = {'W8A8': (2.595, 4.00, 268.3), 'W4A8': (1.312, 7.97, 134.7), 'W4A4': (.670, 7.97, 134.7), 'W3A8': (.991, 10.60, 101.3),
          'W3A4': (.510, 10.60, 101.3), 'W3A3': (.389, 10.60, 101.3), 'W2A4': (.349, 15.81, 67.9), 'W2A2': (.189, 15.81, 67.9)}
@@ -89,9 +92,7 @@ def test_bytes_split():
     assert floats.quantizer_bytes == 0
     quantize(net, LSQ(), example=rand(2, 1, 16, 16), skip='none')
     p = profile(net, (1, 1, 16, 16))
-    assert p.other_bytes == floats.other_bytes and p.quantizer_bytes == sum(
-        4*q.numel() for m in bit_layers(net).values() for part in (m.weight_quantizer, m.act_quantizer) for q in (*part.parameters(), *part.buffers()))
-    assert p.quantizer_bytes > 0 and not p.at().uncounted
+    assert p.other_bytes == floats.other_bytes and p.quantizer_bytes == 4*16*2*len(bit_layers(net)) and not p.at().uncounted
     w4 = p.at(Bits(4, 4))
     assert w4.weight_bytes == floats.weight_bytes/8 and w4.compression == 8 and w4.total_bytes == w4.weight_bytes + w4.other_bytes + w4.quantizer_bytes
 
@@ -125,19 +126,115 @@ def test_profile_needs_no_second_pass():
     assert not calls and len(set(costs)) > 30
 
 
-def test_vit_names_what_it_leaves_out():
+def test_vit_agrees_with_torchvisions_own_count():
     with torch.device('meta'): net = torchvision.models.vit_b_16()
     c, attention = cost(net, (1, 3, 224, 224)), [n for n,m in net.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    assert len(attention) == 12 and set(attention) <= set(c.uncounted) and 'not counted' in repr(c)
-    mlp, patches, head = 12*197*2*768*3072, 196*768*768, 768*1000
-    assert c.macs == mlp + patches + head
-    stored = c.weight_bytes + c.other_bytes
-    assert stored == sum(4*p.numel() for p in net.parameters())
+    assert len(attention) == 12 and set(attention) < {l.name for l in c.layers} and set(c.uncounted) == {'the model itself', 'encoder'}
+    mlp, patches, head, projections = 12*197*2*768*3072, 196*768*768, 768*1000, 12*197*4*768*768
+    assert c.macs == mlp + patches + head + projections
+    products = 12*2*197*197*768 # softmax(QK)V, which has no weights
+    assert round((c.macs + products)/1e9, 3) == torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1.meta['_ops'] == 17.564
+    assert c.weight_bytes + c.other_bytes == sum(4*p.numel() for p in net.parameters())
 
 
-def test_transformer_layers_are_not_bypassed():
-    c = cost(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), (2, 7, 16))
-    assert [l.name for l in c.layers] == ['linear1', 'linear2'] and c.macs == 7*2*16*32
+def state_bytes(model):
+    "What the network's own state takes, tied tensors once, floats at 4 bytes."
+    return sum(t.numel()*(4 if t.is_floating_point() else t.element_size()) for t in (*model.parameters(), *model.buffers()))
+
+
+ATTENTION = [dict(), dict(kdim=6), dict(kdim=6, vdim=4), dict(bias=False), dict(add_bias_kv=True, add_zero_attn=True)]
+
+
+class Attends(nn.Module):
+    "Attention with queries, keys and values of their own lengths, given by name or by place; the batch comes first outside."
+    def __init__(self, first, by_name, **options):
+        super().__init__()
+        self.attend, self.by_name = nn.MultiheadAttention(8, 2, batch_first=first, **options), by_name
+    def forward(self, q, k, v):
+        q, k, v = (x if self.attend.batch_first else x.transpose(0, 1) for x in (q, k, v))
+        return self.attend(query=q, key=k, value=v)[0] if self.by_name else self.attend(q, k, v, need_weights=False)[0]
+
+
+@pytest.mark.parametrize('options', ATTENTION, ids=str)
+@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize('batch, by_name', [(1, True), (3, False)])
+def test_attention_agrees_with_torchs_counter(options, first, batch, by_name):
+    net = Attends(first, by_name, **options)
+    kdim, vdim = options.get('kdim', 8), options.get('vdim', 8)
+    args = rand(batch, 5, 8), rand(batch, 7, kdim), rand(batch, 7, vdim)
+    c = cost(net, args)
+    assert [(l.name, l.kind, l.macs, l.weights) for l in c.layers] == [
+        ('attend', 'MultiheadAttention', 5*8*8 + 7*kdim*8 + 7*vdim*8, 8*(8 + kdim + vdim)),
+        ('attend.out_proj', 'NonDynamicallyQuantizableLinear', 5*8*8, 64)]
+    assert not c.uncounted and c.total_bytes == state_bytes(net)
+    keys = 7 + 2*bool(options.get('add_bias_kv'))
+    products = 2*2*5*keys*8*batch # queries with keys, then with values
+    net.train() # the fused path of evaluation has no name in torch's counter
+    with FlopCounterMode(display=False) as counter, torch.no_grad(): net.attend(*(x if first else x.transpose(0, 1) for x in args), need_weights=True)
+    assert 2*batch*c.macs + products == counter.get_total_flops()
+    assert not net.attend._forward_hooks and not net.attend._forward_pre_hooks
+
+
+@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize('net, macs', [
+    (lambda first: nn.TransformerEncoderLayer(16, 2, 32, batch_first=first), 7*(4*16*16 + 2*16*32)),
+    (lambda first: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=first), 3, enable_nested_tensor=False), 3*7*(4*16*16 + 2*16*32)),
+    (lambda first: nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=first)), 7*(5*16*16 + 2*16*32))])
+def test_the_batch_is_found_on_either_axis(first, net, macs):
+    for batch in (1, 2, 7, 11):
+        c = cost(net(first), (batch, 7, 16) if first else (7, batch, 16))
+        assert c.macs == macs and not c.uncounted
+
+
+def test_a_recurrent_layer_tells_the_batch_axis_too():
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.rnn, self.fc = nn.GRU(4, 8), nn.Linear(8, 2)
+        def forward(self, x): return self.fc(self.rnn(x)[0])
+    assert [cost(Net(), (5, batch, 4)).macs for batch in (1, 3)] == [5*16]*2
+
+
+def test_attention_without_a_batch_is_refused():
+    with pytest.raises(ValueError, match='batch axis'): cost(nn.TransformerEncoderLayer(16, 2, 32), (7, 16))
+
+
+def test_a_decoder_attends_twice():
+    c = cost(nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), (rand(2, 5, 16), rand(2, 9, 16)))
+    assert {l.name: l.macs for l in c.layers} == {
+        'self_attn': 5*3*16*16, 'self_attn.out_proj': 5*16*16, 'multihead_attn': (5 + 9 + 9)*16*16, 'multihead_attn.out_proj': 5*16*16,
+        'linear1': 5*16*32, 'linear2': 5*32*16}
+
+
+class QuantizedAttention(Quantized, nn.MultiheadAttention):
+    "Quantized projections in; the one out is called as a layer."
+    @property
+    def weight(self): return self.in_proj_weight
+
+    def forward(self, query, key, value):
+        x, w = self.quantized(query)
+        b, n, e = x.shape
+        q, k, v = nn.functional.linear(x, w, self.in_proj_bias).view(b, n, 3, self.num_heads, e//self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.out_proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, e)), None
+
+
+def test_quantized_attention_counts_like_the_float_one():
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.stem, self.attend, self.head = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+        def forward(self, x): return self.head(self.attend(*[self.stem(x)]*3)[0])
+    net, x = Net(), rand(2, 5, 8)
+    floats = cost(net, x)
+    a, scheme = net.attend, LSQ()
+    quantize(net, scheme, example=x, skip='none')
+    if not isinstance(a, Quantized):
+        a.__class__ = QuantizedAttention
+        a.weight_quantizer, a.act_quantizer, a.scheme, a.signed = scheme.weight(a.in_proj_weight), scheme.act(x, True), scheme, True
+        a.out_proj.__class__ = QLinear
+        a.out_proj.weight_quantizer, a.out_proj.act_quantizer, a.out_proj.scheme, a.out_proj.signed = scheme.weight(a.out_proj.weight), scheme.act(x, True), scheme, True
+    p = profile(net, x)
+    assert [(l.name, l.macs, l.weights) for l in p.layers] == [(l.name, l.macs, l.weights) for l in floats.layers] and all(l.quantized for l in p.layers)
+    c = p.at(Policy({'attend': Bits(2, 4), 'attend.out_proj': Bits(3, 5), 'stem': Bits(8, 8), 'head': Bits(8, 8)}))
+    assert {l.name: (l.bitops, l.weight_bytes) for l in c.layers if 'attend' in l.name} == {
+        'attend': (5*3*64*2*4, 3*64*2/8), 'attend.out_proj': (5*64*3*5, 64*3/8)}
+    assert not c.uncounted and p.other_bytes == floats.other_bytes
 
 
 def test_other_modules_are_named():
@@ -152,6 +249,23 @@ def test_other_modules_are_named():
     with pytest.raises(ValueError, match='nothing to count'): cost(nn.LSTM(4, 8), (2, 5, 4))
 
 
+def test_weights_used_by_hand_are_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.gru, self.taps, self.fc = nn.Embedding(9, 4), nn.GRU(4, 8, batch_first=True), nn.ParameterList([torch.ones(8, 1, 3), torch.ones(8)]), nn.Linear(8, 2)
+            self.by_hand = ByHand()
+        def forward(self, i):
+            h = nn.functional.conv1d(self.gru(self.embed(i))[0].mT, self.taps[0], self.taps[1], groups=8)
+            return self.fc(self.by_hand(h).mean(2))
+    class ByHand(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(8, 8, 1))
+        def forward(self, x): return nn.functional.conv1d(x, self.w)
+    c = cost(Net(), torch.zeros(2, 5, dtype=torch.long))
+    assert c.uncounted == {'embed': 'Embedding, 36 parameters', 'gru': 'GRU, 336 parameters', 'taps': 'ParameterList, 32 parameters', 'by_hand': 'ByHand, 64 parameters'}
+    assert c.total_bytes == state_bytes(Net())
+
+
 def test_shared_layers_and_weights():
     shared = nn.Linear(8, 8)
     c = cost(nn.Sequential(shared, nn.ReLU(), shared), (3, 8))
@@ -160,6 +274,164 @@ def test_shared_layers_and_weights():
     b.weight = a.weight
     c = cost(nn.Sequential(a, b), (3, 8))
     assert (c.macs, c.weight_bytes, c.other_bytes, len(c.layers)) == (128, 256, 0, 2)
+
+
+class Shares(nn.Module):
+    "Three square layers on one tensor: a parameter, its alias, and a parameter made from its data."
+    order = ('a', 'b', 'c')
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(16, 16, bias=False) for _ in 'abc')
+        self.b.weight, self.c.weight = self.a.weight, nn.Parameter(self.a.weight.data)
+    def forward(self, x):
+        for n in self.order: x = getattr(self, n)(x)
+        return x
+
+
+@pytest.mark.parametrize('order', ['abc', 'cba', 'bac', 'bca'])
+@pytest.mark.parametrize('widths', [(2, 8, 4), (8, 2, 4), (3, 3, 3), (2, 2, FULL)])
+def test_a_shared_tensor_is_stored_once_at_the_widest(order, widths):
+    net = Shares()
+    net.order = order
+    p = profile(quantize(net, LSQ(), example=rand(4, 16), skip='none'), rand(1, 16))
+    c = p.at(Policy({n: Bits(w, 8) for n,w in zip('abc', widths)}))
+    assert c.weight_bytes == 256*max(widths)/8 and c.bitops == 256*8*sum(widths)
+    rows = {l.name: l for l in c.layers}
+    assert sorted(l.weights for l in c.layers) == [0, 0, 256] and max(c.layers, key=lambda l: l.weights).bits.w == max(widths)
+    assert {n: l.bits.w for n,l in rows.items()} == dict(zip('abc', widths)) and c.compression == 32/max(widths)
+    assert c.to_frame().loc['total', 'bytes'] == c.to_frame().iloc[:-1].bytes.sum() == c.weight_bytes
+    assert p.at(Bits(4, 4)).weight_bytes == 128 and p.at().total_bytes == 4*256 + p.quantizer_bytes and p.other_bytes == 0
+
+
+def test_a_pinned_or_spared_layer_keeps_the_shared_tensor_wide():
+    for how, bytes in ((dict(skip='first', ends=Bits(8, 8)), 256), (dict(skip='first'), 1024), (dict(skip='none'), 64)):
+        p = profile(quantize(Shares(), LSQ(), example=rand(4, 16), **how), rand(1, 16))
+        assert p.at(Bits(2, 8)).weight_bytes == bytes
+
+
+def test_a_float_policy_charges_the_widest_too():
+    p = profile(Shares(), (1, 16))
+    assert p.at(Policy({'a': Bits(2, 2), 'b': Bits(5, 2), 'c': Bits(3, 2)})).weight_bytes == 256*5/8
+    assert p.at(p.policy(Bits(4, 4), Bits(8, 8))).weight_bytes == 256
+
+
+def test_views_of_one_tensor_are_one():
+    class Mirror(nn.Module):
+        def __init__(self): super().__init__(); self.down, self.up = nn.Linear(12, 5, bias=False), Up()
+        def forward(self, x): return self.up(self.down(x))
+    class Up(nn.Linear):
+        def __init__(self):
+            super().__init__(5, 12, bias=False)
+            del self.weight
+        @property
+        def weight(self): return self.source[0].weight.t()
+    net = Mirror()
+    net.up.source = (net.down,)
+    p = profile(net, (1, 12))
+    assert p.at().weight_bytes == 240 == state_bytes(net) and p.at(Policy({'down': Bits(2, 2), 'up': Bits(6, 6)})).weight_bytes == 60*6/8
+
+
+@pytest.mark.parametrize('first', ['encoder', 'decoder'])
+def test_convolutions_share_as_well(first):
+    class Auto(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = nn.Conv2d(3, 6, 3, bias=False), nn.ConvTranspose2d(6, 3, 3, bias=False)
+            self.decoder.weight = self.encoder.weight
+        def forward(self, x): return self.decoder(self.encoder(x)) if first == 'encoder' else self.encoder(self.decoder(x))
+    p = profile(Auto(), (1, 3, 8, 8) if first == 'encoder' else (1, 6, 8, 8))
+    assert p.at(Policy({'encoder': Bits(8, 8), 'decoder': Bits(4, 8)})).weight_bytes == p.at(Policy({'encoder': Bits(4, 8), 'decoder': Bits(8, 8)})).weight_bytes == 162
+
+
+class Language(nn.Module):
+    "An embedding and a classifier on one tensor."
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.fc = nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 50)
+        self.fc.weight = self.embed.weight
+    def forward(self, tokens): return self.fc(self.mix(self.embed(tokens)))
+
+
+@pytest.mark.parametrize('skip', ['none', 'last'])
+def test_a_float_embedding_keeps_the_classifiers_tensor(skip):
+    tokens = torch.zeros(1, 7, dtype=torch.long)
+    p = profile(quantize(Language(), LSQ(), example=tokens, skip=skip), tokens)
+    c = p.at(Bits(2, 8))
+    assert c.weight_bytes == 4*800 + 256*2/8 and c.other_bytes == 4*(16 + 50) and set(c.uncounted) == {'embed'}
+    assert c.layers[1].bits.w == (2 if skip == 'none' else 32) and 'kept at 32 bits' in list(c.to_frame().tensor)
+
+
+def test_a_second_name_in_a_container_is_no_reader():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(16, 16))
+            self.a, self.b = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+            self.a.weight = self.b.weight = self.w
+        def forward(self, x): return self.b(self.a(x))
+    c = profile(Net(), (1, 16)).at(Policy({'a': Bits(2, 2), 'b': Bits(4, 4)}))
+    assert not c.uncounted and c.total_bytes == 128
+
+
+def test_parts_of_one_buffer_are_several():
+    flat = torch.ones(512)
+    net = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
+    for m,part in zip(net, flat.view(2, 16, 16)): m.weight = nn.Parameter(part)
+    assert cost(net, (1, 16)).weight_bytes == 2048
+    with torch.device('meta'): net = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
+    assert cost(net, (1, 16)).weight_bytes == 2048
+
+
+def old_weight_norm(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize('wrap, beside', [
+    (old_weight_norm, 8), (nn.utils.parametrizations.weight_norm, 8), (nn.utils.spectral_norm, 8 + 72), (nn.utils.parametrizations.spectral_norm, 8 + 72),
+    (lambda layer: prune.l1_unstructured(layer, 'weight', .5), 576), (nn.utils.parametrizations.orthogonal, None)])
+def test_a_computed_weight_is_stored_once(wrap, beside):
+    plain = lambda: [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10)]
+    layers, floats = plain(), cost(nn.Sequential(*plain()), (1, 1, 16, 16))
+    layers[2] = wrap(layers[2])
+    net = nn.Sequential(*layers).train()
+    before = {k: v.clone() for k,v in net.state_dict().items()}
+    p = profile(net, (1, 1, 16, 16))
+    c = p.at()
+    assert c.total_bytes == state_bytes(net) and not c.uncounted and all(torch.equal(v, before[k]) for k,v in net.state_dict().items())
+    assert (c.macs, c.weight_bytes) == (floats.macs, floats.weight_bytes) and p.at(p.policy(Bits(4, 4))).weight_bytes == floats.weight_bytes/8
+    if beside is not None: assert c.other_bytes == floats.other_bytes + 4*beside
+
+
+def test_weight_norm_quantized():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), old_weight_norm(nn.Conv2d(8, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+    p = profile(quantize(net, LSQ(), example=rand(4, 1, 16, 16), skip='none'), (1, 1, 16, 16))
+    assert p.at().total_bytes == 49_192 and p.at(Bits(4, 4)).weight_bytes == (72 + 576 + 11520)/2
+
+
+def test_quantizer_bytes_are_a_value_per_width_and_channel():
+    net = quantize(make('small_cnn'), LSQ(per_channel=True), example=rand(2, 1, 16, 16), skip='none')
+    p = profile(net, (1, 1, 16, 16))
+    assert p.quantizer_bytes == sum(4*16*(len(m.weight) + 1) for m in bit_layers(net).values())
+    for m in net.modules():
+        if isinstance(m, WidthTable): m.register_buffer('start_of_a_test', torch.ones(16, 3))
+    again = profile(net, (1, 1, 16, 16))
+    assert (again.quantizer_bytes, again.other_bytes) == (p.quantizer_bytes, p.other_bytes)
+
+
+@pytest.mark.parametrize('wrap', [torch.optim.swa_utils.AveragedModel, nn.DataParallel])
+def test_wrapped_networks_cost_what_is_inside(wrap):
+    net = quantize(make('small_cnn'), LSQ(), example=rand(2, 1, 16, 16))
+    assert profile(wrap(net), (1, 1, 16, 16)).at(Bits(2, 4)) == profile(net, (1, 1, 16, 16)).at(Bits(2, 4))
+
+
+@pytest.mark.parametrize('dim', [1, 2, 3])
+@pytest.mark.parametrize('groups, stride, dilation', [(1, 1, 1), (2, 3, 1), (1, 2, 2)])
+def test_transposed_convolutions_by_hand(dim, groups, stride, dilation):
+    layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dim - 1](4, 6, 3, stride=stride, groups=groups, dilation=dilation)
+    c = cost(layer, (2, 4, *[5]*dim))
+    assert c.macs == 5**dim * 4 * 6//groups * 3**dim and c.weight_bytes == 4*layer.weight.numel()
 
 
 def test_frame_and_plot():

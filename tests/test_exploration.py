@@ -118,6 +118,32 @@ def test_cost_table_answers_as_the_network_does(scheme, kwargs):
     with pytest.raises(ValueError, match='nowhere'): table.at(Policy({'nowhere': FP}))
 
 
+class Tied(nn.Module):
+    "A tensor that two layers share, and one that a float embedding reads as well."
+    def __init__(self):
+        super().__init__()
+        self.embed, self.a, self.b, self.fc = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 20)
+        self.b.weight, self.fc.weight = self.a.weight, self.embed.weight
+    def forward(self, x): return self.fc(self.b(self.a(self.embed(x))))
+
+
+def test_a_cost_table_keeps_what_is_tied():
+    x = torch.arange(20)[None]
+    model = quantize(Tied(), LSQ(), example=x, skip='none')
+    table, own = cost_table(model, x), profile(model, x)
+    again = from_record(json.loads(json.dumps(to_record(table))))
+    assert again == table
+    for bits in (FP, Bits(2, 4), Policy({'a': Bits(2, 4), 'b': Bits(8, 8)}), Policy({'a': Bits(7, 4), 'b': Bits(2, 8), 'fc': Bits(3, 3)})):
+        assert again.at(bits) == own.at(bits)
+    assert again.at(Policy({'a': Bits(2, 4), 'b': Bits(8, 8), 'fc': Bits(2, 2)})).weight_bytes == 64*8/8 + 160*4
+
+
+def test_records_from_before_ties_still_open():
+    model = network()
+    record = to_record(table := cost_table(model, (1, 1, 8, 8)))
+    assert {k for l in record['layers'] for k in l} == {'name', 'kind', 'macs', 'weights', 'quantized'} and from_record(record) == table
+
+
 def test_pairs_of_images_without_a_pool():
     model = quantize(nn.Sequential(nn.Flatten(), nn.Linear(12, 300)), LSQ(), example=torch.randn(9, 3, 2, 2), skip='none')
     x, y = torch.randn(40, 3, 2, 2), torch.arange(40)*7

@@ -76,6 +76,31 @@ def test_costs_are_those_of_the_network(name, side, ends):
     assert space.policies(space.genes(drawn)) == drawn
 
 
+class Language(torch.nn.Module):
+    "A classifier on the embedding's tensor, and two layers that may share theirs."
+    def __init__(self, twins):
+        super().__init__()
+        self.embed, self.a, self.b, self.fc = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 20)
+        self.fc.weight = self.embed.weight
+        if twins: self.b.weight = self.a.weight
+    def forward(self, x): return self.fc(self.b(self.a(self.embed(x))))
+
+
+def test_weights_that_something_float_reads_cost_the_same_at_any_width():
+    x = torch.arange(20)[None]
+    p = profile(quantize(Language(False), LSQ(), x, skip='none'), x)
+    space = SearchSpace(p, GRID)
+    drawn = random_policies(space, 20, rng())
+    assert [space.bytes(d) for d in drawn] == space.costs(space.genes(drawn))[0].tolist() == [p.at(d).weight_bytes for d in drawn]
+    assert space.record()['layers'][-1]['kept'] == 32 and 'kept' not in space.record()['layers'][0]
+
+
+def test_costs_that_do_not_add_up_are_refused():
+    x = torch.arange(20)[None]
+    p = profile(quantize(Language(True), LSQ(), x, skip='none'), x)
+    with pytest.raises(ValueError, match="layers 'a', 'b' share one tensor"): SearchSpace(p, GRID)
+
+
 def test_resnet20_has_the_known_figures():
     space = SearchSpace(profile(make('resnet20'), (1, 3, 32, 32)), GRID, ends=Bits(8, 8))
     cost = lambda p: (round(space.bitops(p)/1e9, 3), round(space.bytes(p)/1e3, 1))
