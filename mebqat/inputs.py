@@ -6,7 +6,7 @@
 __all__ = ['TAKEN', 'IGNORED', 'Pair', 'Items', 'pair_of', 'pool_of', 'walk', 'batches_of', 'image_part', 'images_of',
            'logits_of', 'check_labels', 'device_of']
 
-# %% ../nbs/13_inputs.ipynb #abe3561e
+# %% ../nbs/13_inputs.ipynb #d99f70ec
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from .seeds import generator_for
 
-# %% ../nbs/13_inputs.ipynb #2b2038e5
+# %% ../nbs/13_inputs.ipynb #ee605da7
 TAKEN = 'a pool, a pair (images, labels), a Dataset or a DataLoader of them'
 
 
@@ -69,7 +69,7 @@ def _kind(thing):
     if not isinstance(thing, (tuple, list)): return type(thing).__name__
     return f'{type(thing).__name__} of {len(thing)}: {", ".join(type(v).__name__ for v in thing[:3])}'
 
-# %% ../nbs/13_inputs.ipynb #f4fa3baa
+# %% ../nbs/13_inputs.ipynb #12c67333
 def pool_of(
     data, # A pool, a pair (images, labels) of tensors or NumPy arrays, or a map-style Dataset
 ):        # Has `len(pool)` and `pool.batch(indices) -> (images, labels)`
@@ -80,7 +80,7 @@ def pool_of(
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, '__len__'): return Items(data)
     raise TypeError(f'takes {TAKEN}; got {_kind(data)}')
 
-# %% ../nbs/13_inputs.ipynb #cec301e9
+# %% ../nbs/13_inputs.ipynb #27a109d5
 @contextmanager
 def _lent(generators, states):
     "Random numbers of the walk's own inside the block; `states` goes on, the generators are put back."
@@ -106,7 +106,7 @@ def walk(
         if batch is end: return
         yield batch
 
-# %% ../nbs/13_inputs.ipynb #202405c4
+# %% ../nbs/13_inputs.ipynb #61eb8c7f
 def batches_of(
     data,                # A pool, a pair (images, labels), a Dataset or a DataLoader
     batch_size:int=500,  # Most images at once; a loader has sizes of its own
@@ -123,7 +123,7 @@ def batches_of(
 
 def _even(pool, batch_size, most):
     "The indices of a pool in even batches, looked up one after another."
-    if not len(pool): raise ValueError('no images to evaluate on')
+    if not len(pool): raise ValueError('there are no images')
     order = torch.randperm(len(pool), generator=generator_for(0, 'evaluate'))[:most]
     return map(pool.batch, order.tensor_split(-(-len(order)//batch_size)))
 
@@ -135,9 +135,9 @@ def _some(batches, most):
         yield tuple(t[:left] for t in batch)
         left -= len(batch[0])
         if left <= 0: return
-    if left == most: raise ValueError('no images to evaluate on')
+    if left == most: raise ValueError('there are no images')
 
-# %% ../nbs/13_inputs.ipynb #de7fe38d
+# %% ../nbs/13_inputs.ipynb #ea01ae0f
 def image_part(
     batch,    # A tensor, or a pair (images, labels)
 ) -> Tensor:  # The images
@@ -168,7 +168,7 @@ def images_of(
     batches = walk(data) if isinstance(data, DataLoader) else data
     return (x.to(device) for x, in _some(((image_part(b),) for b in batches), most))
 
-# %% ../nbs/13_inputs.ipynb #f5418519
+# %% ../nbs/13_inputs.ipynb #e2f7a7ca
 def logits_of(
     output,   # What a network returned
 ) -> Tensor:  # Its logits
@@ -178,7 +178,7 @@ def logits_of(
     if isinstance(found, Tensor): return found
     raise TypeError(f'a network must return logits, alone, as `logits`, or first in a tuple; this one returns {_kind(output)}')
 
-# %% ../nbs/13_inputs.ipynb #f621ff80
+# %% ../nbs/13_inputs.ipynb #0a321028
 IGNORED = -100  # the label of an image that does not count
 
 
@@ -218,7 +218,7 @@ def _as_numbers(logits, labels):
     if labels.dim() > 2: return '; a map of labels is segmentation, give one class for each image'
     return '; give one label for each image'
 
-# %% ../nbs/13_inputs.ipynb #d44c4ac9
+# %% ../nbs/13_inputs.ipynb #ae279956
 def device_of(
     model:nn.Module, # Any network
 ) -> torch.device:   # Of its first parameter or buffer; the CPU if it has none
