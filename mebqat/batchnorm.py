@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluating', 'reestimate_bn', 'one_value_explained', 'keep_statistics', 'reestimates', 'check_bn_data', 'deployed']
 
-# %% ../nbs/14_batchnorm.ipynb #c1dd1c17
+# %% ../nbs/14_batchnorm.ipynb #0c6d6289
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -17,7 +17,7 @@ from .bits import Bits, Policy
 from .inputs import device_of, images_of
 from .layers import quantization_of, unwrapped, use_bits
 
-# %% ../nbs/14_batchnorm.ipynb #8dd07662
+# %% ../nbs/14_batchnorm.ipynb #1ac1e30e
 @contextmanager
 def evaluating(
     model:nn.Module, # Any network
@@ -29,7 +29,7 @@ def evaluating(
     finally:
         for m,flag in flags: m.training = flag
 
-# %% ../nbs/14_batchnorm.ipynb #bdf669a4
+# %% ../nbs/14_batchnorm.ipynb #7fade533
 class _Measuring:
     "Averages for the batch norms that a forward pass reaches, as hooks before them."
     def __init__(self, model):
@@ -57,7 +57,7 @@ def reestimate_bn(
     model:nn.Module, # A network with batch norm, at the bits wanted; its running statistics are replaced
     batches,         # Training images: batches of them, with labels or without, or what `mebqat.inputs.images_of` takes
 ) -> nn.Module:      # The same model
-    "Measure batch norm statistics again at the current bits, as averages over images; ValueError, and no change, without any."
+    "Measure batch norm again at the current bits, as averages over images; ValueError, and no change, without any."
     inside = unwrapped(model)
     measuring = _Measuring(inside)
     try:
@@ -73,7 +73,8 @@ def reestimate_bn(
 
 def _hooks_heard(model):
     "Compiled parts run as plain Python inside the block: they were compiled without the hooks."
-    compiled = any(getattr(m, k, None) is not None for m in model.modules() for k in ('_orig_mod', '_compiled_call_impl'))
+    marks = ('_orig_mod', '_compiled_call_impl')
+    compiled = any(getattr(m, k, None) is not None for m in model.modules() for k in marks)
     return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
 
 
@@ -85,10 +86,11 @@ def one_value_explained(
     try: yield
     except ValueError as e:
         if 'more than 1 value per channel' not in str(e): raise
-        raise ValueError(f"batch norm takes mean and spread from the batch here, as 'batch' and 'reestimate' do, and {len(images)} image of "
-                         f"{'x'.join(map(str, images.shape[1:]))} leaves one value a channel; give more images at once, or larger ones") from e
+        raise ValueError("batch norm takes mean and spread from the batch here, as bn='batch' and bn='reestimate' do, and a "
+                         f'batch of {tuple(images.shape)} leaves one value a channel; '
+                         'give more images at once, or larger ones') from e
 
-# %% ../nbs/14_batchnorm.ipynb #d5ec0cfc
+# %% ../nbs/14_batchnorm.ipynb #50bec14f
 @contextmanager
 def keep_statistics(
     model:nn.Module, # Any network
@@ -112,7 +114,8 @@ def check_bn_data(
     bn_data,         # Training images, or None
 ):
     "Refuse a model that needs training images for its batch norm when there are none (ValueError)."
-    if bn_data is None and reestimates(model): raise ValueError('this model re-estimates batch norm at each pair: give bn_data=, some training images')
+    if bn_data is None and reestimates(model):
+        raise ValueError('this model re-estimates batch norm at each pair: give bn_data=, some training images')
 
 
 @contextmanager

@@ -29,8 +29,8 @@ def replies(
     model:nn.Module,    # Network, at the bits wanted
     data,               # A pool, a pair (images, labels), a Dataset or a DataLoader
     batch_size:int=500, # Most images at once
-) -> tuple[Tensor, Tensor, Tensor, float]: # Predicted class, its probability and the true class of each image; the mean loss
-    "What the network says of every image, in evaluation mode; the mean is over labels that count (ValueError for other labels)."
+) -> tuple[Tensor, Tensor, Tensor, float]: # Each image's predicted class, its probability, the true class; the mean loss
+    "What the network says of every image, in evaluation mode; ValueError for labels that do not fit its logits."
     rows, total, device = [], 0.0, device_of(model)
     with evaluating(model):
         for x, y in batches_of(data, batch_size, device=device):
@@ -91,7 +91,7 @@ def fitness(
     batch_size:int=500,  # Most images at once
     by:str='accuracy',   # `accuracy`, or `likelihood`: exp(-cross entropy), which has less noise
 ) -> Callable[[Bits|Policy], float]: # Accuracy or likelihood at a setting, 0..1, the same whenever it is asked
-    "A function from a policy to how good it is; it raises FloatingPointError where the network's answers are not numbers."
+    "A function from a policy to how good it is; FloatingPointError where the network's answers are not numbers."
     if by not in ('accuracy', 'likelihood'): raise ValueError(f"by must be 'accuracy' or 'likelihood', got {by!r}")
     bit_layers(model)
     check_bn_data(model, bn_data)
@@ -103,8 +103,10 @@ def fitness(
         with deployed(model, bits, warm, bn_images), evaluating(model):
             for x, y in held:
                 logits, counted, loss = _logits_and_loss(model, x, y)
-                if not logits.isfinite().all(): raise FloatingPointError(f'the network answers NaN or infinity at {bits}')
-                n, total = n + counted.sum(), total + (logits.argmax(1).eq(y).sum() if by == 'accuracy' else float(loss))
+                if not logits.isfinite().all():
+                    raise FloatingPointError(f'the network answers NaN or infinity at {bits}')
+                n += counted.sum()
+                total += logits.argmax(1).eq(y).sum() if by == 'accuracy' else float(loss)
         mean = float(total)/_how_many(n)
         return mean if by == 'accuracy' else math.exp(-mean)
     ask.by = by
@@ -145,7 +147,8 @@ def protocol(
     "What every measured number should carry: data, split, fingerprint, images, scheme, batch norm, versions."
     from mebqat import __version__
     q = quantization_of(model)
-    about = {'scheme': q.scheme.name, 'bn': q.bn, 'skip': q.skip, 'ends': str(q.ends or 'float'), 'quantized layers': len(bit_layers(model)),
-             'interval': 'Wilson 95 %', 'mebqat': __version__, 'torch': torch.__version__}
-    if hasattr(data, 'fingerprint'): return {'data': data.name, 'split': data.split, 'images': len(data), 'fingerprint': data.fingerprint(), **about}
+    about = {'scheme': q.scheme.name, 'bn': q.bn, 'skip': q.skip, 'ends': str(q.ends or 'float'),
+             'quantized layers': len(bit_layers(model)), 'interval': 'Wilson 95 %', 'mebqat': __version__, 'torch': torch.__version__}
+    if hasattr(data, 'fingerprint'):
+        return {'data': data.name, 'split': data.split, 'images': len(data), 'fingerprint': data.fingerprint(), **about}
     return about if isinstance(data, DataLoader) else {'images': len(pool_of(data)), **about}

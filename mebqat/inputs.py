@@ -6,7 +6,7 @@
 __all__ = ['TAKEN', 'IGNORED', 'Pair', 'Items', 'pair_of', 'pool_of', 'walk', 'batches_of', 'image_part', 'images_of',
            'logits_of', 'check_labels', 'device_of']
 
-# %% ../nbs/13_inputs.ipynb #d99f70ec
+# %% ../nbs/13_inputs.ipynb #6fc7fb19
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from .seeds import generator_for
 
-# %% ../nbs/13_inputs.ipynb #ee605da7
+# %% ../nbs/13_inputs.ipynb #d18e5355
 TAKEN = 'a pool, a pair (images, labels), a Dataset or a DataLoader of them'
 
 
@@ -50,7 +50,7 @@ class Items:
         "Collect some items."
         items = [self.dataset[i] for i in idx.tolist()]
         try: return pair_of(default_collate(items))
-        except TypeError as e: raise TypeError(f'the items of a Dataset must be pairs (image tensor, label): {e}') from None
+        except TypeError as e: raise TypeError(f'items of a Dataset must be pairs (image tensor, label): {e}') from None
 
 
 def pair_of(
@@ -69,7 +69,7 @@ def _kind(thing):
     if not isinstance(thing, (tuple, list)): return type(thing).__name__
     return f'{type(thing).__name__} of {len(thing)}: {", ".join(type(v).__name__ for v in thing[:3])}'
 
-# %% ../nbs/13_inputs.ipynb #12c67333
+# %% ../nbs/13_inputs.ipynb #43698224
 def pool_of(
     data, # A pool, a pair (images, labels) of tensors or NumPy arrays, or a map-style Dataset
 ):        # Has `len(pool)` and `pool.batch(indices) -> (images, labels)`
@@ -77,10 +77,11 @@ def pool_of(
     if hasattr(data, 'batch') and hasattr(data, '__len__'): return data
     arrays = isinstance(data, (tuple, list)) and all(isinstance(v, (Tensor, np.ndarray)) for v in data)
     if arrays and len(data) == 2: return Pair(*data)
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, '__len__'): return Items(data)
+    by_number = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, '__len__')
+    if by_number: return Items(data)
     raise TypeError(f'takes {TAKEN}; got {_kind(data)}')
 
-# %% ../nbs/13_inputs.ipynb #27a109d5
+# %% ../nbs/13_inputs.ipynb #e5f98310
 @contextmanager
 def _lent(generators, states):
     "Random numbers of the walk's own inside the block; `states` goes on, the generators are put back."
@@ -106,7 +107,7 @@ def walk(
         if batch is end: return
         yield batch
 
-# %% ../nbs/13_inputs.ipynb #61eb8c7f
+# %% ../nbs/13_inputs.ipynb #ee55c265
 def batches_of(
     data,                # A pool, a pair (images, labels), a Dataset or a DataLoader
     batch_size:int=500,  # Most images at once; a loader has sizes of its own
@@ -137,14 +138,14 @@ def _some(batches, most):
         if left <= 0: return
     if left == most: raise ValueError('there are no images')
 
-# %% ../nbs/13_inputs.ipynb #ea01ae0f
+# %% ../nbs/13_inputs.ipynb #42d826d3
 def image_part(
     batch,    # A tensor, or a pair (images, labels)
 ) -> Tensor:  # The images
     "The images of a batch; TypeError where there are none."
     first = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-    if not isinstance(first, Tensor): raise TypeError(f'a batch must be images, or a pair (images, labels) of tensors, not {_kind(batch)}')
-    return first
+    if isinstance(first, Tensor): return first
+    raise TypeError(f'a batch must be images, or a pair (images, labels) of tensors, not {_kind(batch)}')
 
 
 def _is_data(thing):
@@ -164,21 +165,22 @@ def images_of(
     "The images alone, batch by batch."
     if isinstance(data, (Tensor, np.ndarray)): data = (data, torch.zeros(len(data)))
     if _is_data(data): return (x for x,_ in batches_of(data, batch_size, most, device))
-    if not isinstance(data, Iterable) or isinstance(data, (str, Mapping)): raise TypeError(f'takes {TAKEN}, or batches of images; got {_kind(data)}')
+    if not isinstance(data, Iterable) or isinstance(data, (str, Mapping)):
+        raise TypeError(f'takes {TAKEN}, or batches of images; got {_kind(data)}')
     batches = walk(data) if isinstance(data, DataLoader) else data
     return (x.to(device) for x, in _some(((image_part(b),) for b in batches), most))
 
-# %% ../nbs/13_inputs.ipynb #e2f7a7ca
+# %% ../nbs/13_inputs.ipynb #1e6d28e3
 def logits_of(
     output,   # What a network returned
 ) -> Tensor:  # Its logits
-    "Take the logits out of a tensor, an object or dictionary with `logits`, or a tuple that begins with them (TypeError)."
+    "The logits of a tensor, of an object or dictionary with `logits`, or first in a tuple; TypeError for others."
     found = output.get('logits') if isinstance(output, Mapping) else getattr(output, 'logits', output)
     if isinstance(found, (tuple, list)) and len(found): found = found[0]
     if isinstance(found, Tensor): return found
-    raise TypeError(f'a network must return logits, alone, as `logits`, or first in a tuple; this one returns {_kind(output)}')
+    raise TypeError(f'a network must return logits, alone, by that name, or first in a tuple; this one returns {_kind(output)}')
 
-# %% ../nbs/13_inputs.ipynb #0a321028
+# %% ../nbs/13_inputs.ipynb #2c131046
 IGNORED = -100  # the label of an image that does not count
 
 
@@ -188,17 +190,20 @@ def check_labels(
 ) -> Tensor:       # Which labels count, [batch]
     "Refuse logits that are no classifier's and labels that are no class numbers (ValueError that says what to do)."
     if logits.dim() != 2 or logits.shape[1] < 2:
-        raise ValueError(f'logits must be [batch, classes] with two or more classes, not {_shape(logits)}{_more_logits(logits)}')
+        raise ValueError('logits must be [batch, classes] with two or more classes, '
+                         f'not {_shape(logits)}{_more_logits(logits)}')
     if labels.shape != logits.shape[:1]:
-        raise ValueError(f'labels must be class numbers [{len(logits)}], not {_shape(labels)}{_as_numbers(logits, labels)}')
+        raise ValueError(f'labels must be class numbers [{len(logits)}], '
+                         f'not {_shape(labels)}{_as_numbers(logits, labels)}')
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f'labels must be integers, not {str(labels.dtype)[6:]}; give labels.long() if they are class numbers')
+        kind = str(labels.dtype).removeprefix('torch.')
+        raise ValueError(f'labels must be integers, not {kind}; give labels.long() if they are class numbers')
     counted, last = labels != IGNORED, logits.shape[1] - 1
     if not bool(((labels >= 0) & (labels <= last) | ~counted).all()):
         low, high = labels[counted].aminmax()
         hint = '; subtract 1 from labels that count from 1' if low == 1 and high == last + 1 else ''
-        raise ValueError(f'labels must be 0 to {last}, as there are {last + 1} logits, or {IGNORED} for images that do not count; '
-                         f'these are {low} to {high}{hint}')
+        raise ValueError(f'labels must be 0 to {last}, as there are {last + 1} logits, or {IGNORED} for images that do '
+                         f'not count; these are {low} to {high}{hint}')
     return counted
 
 
@@ -218,7 +223,7 @@ def _as_numbers(logits, labels):
     if labels.dim() > 2: return '; a map of labels is segmentation, give one class for each image'
     return '; give one label for each image'
 
-# %% ../nbs/13_inputs.ipynb #ae279956
+# %% ../nbs/13_inputs.ipynb #c6a3ffe6
 def device_of(
     model:nn.Module, # Any network
 ) -> torch.device:   # Of its first parameter or buffer; the CPU if it has none
