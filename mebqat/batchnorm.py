@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluating', 'reestimate_bn', 'one_value_explained', 'keep_statistics', 'reestimates', 'check_bn_data', 'deployed']
 
-# %% ../nbs/14_batchnorm.ipynb #0c6d6289
+# %% ../nbs/14_batchnorm.ipynb #ef73cf4a
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -17,7 +17,7 @@ from .bits import Bits, Policy
 from .inputs import device_of, images_of
 from .layers import quantization_of, unwrapped, use_bits
 
-# %% ../nbs/14_batchnorm.ipynb #1ac1e30e
+# %% ../nbs/14_batchnorm.ipynb #be9e7f93
 @contextmanager
 def evaluating(
     model:nn.Module, # Any network
@@ -29,7 +29,7 @@ def evaluating(
     finally:
         for m,flag in flags: m.training = flag
 
-# %% ../nbs/14_batchnorm.ipynb #7fade533
+# %% ../nbs/14_batchnorm.ipynb #3174df85
 class _Measuring:
     "Averages for the batch norms that a forward pass reaches, as hooks before them."
     def __init__(self, model):
@@ -86,11 +86,11 @@ def one_value_explained(
     try: yield
     except ValueError as e:
         if 'more than 1 value per channel' not in str(e): raise
-        raise ValueError("batch norm takes mean and spread from the batch here, as bn='batch' and bn='reestimate' do, and a "
-                         f'batch of {tuple(images.shape)} leaves one value a channel; '
+        raise ValueError("batch norm takes mean and spread from the batch here, as bn='batch' and bn='reestimate' do, "
+                         f'and a batch of {tuple(images.shape)} leaves one value a channel; '
                          'give more images at once, or larger ones') from e
 
-# %% ../nbs/14_batchnorm.ipynb #50bec14f
+# %% ../nbs/14_batchnorm.ipynb #70d415ab
 @contextmanager
 def keep_statistics(
     model:nn.Module, # Any network

@@ -29,7 +29,7 @@ def replies(
     model:nn.Module,    # Network, at the bits wanted
     data,               # A pool, a pair (images, labels), a Dataset or a DataLoader
     batch_size:int=500, # Most images at once
-) -> tuple[Tensor, Tensor, Tensor, float]: # Each image's predicted class, its probability, the true class; the mean loss
+) -> tuple[Tensor, Tensor, Tensor, float]: # Each image's predicted class, its probability, its class; the mean loss
     "What the network says of every image, in evaluation mode; ValueError for labels that do not fit its logits."
     rows, total, device = [], 0.0, device_of(model)
     with evaluating(model):
@@ -148,7 +148,8 @@ def protocol(
     from mebqat import __version__
     q = quantization_of(model)
     about = {'scheme': q.scheme.name, 'bn': q.bn, 'skip': q.skip, 'ends': str(q.ends or 'float'),
-             'quantized layers': len(bit_layers(model)), 'interval': 'Wilson 95 %', 'mebqat': __version__, 'torch': torch.__version__}
+             'quantized layers': len(bit_layers(model)), 'interval': 'Wilson 95 %',
+             'mebqat': __version__, 'torch': torch.__version__}
     if hasattr(data, 'fingerprint'):
         return {'data': data.name, 'split': data.split, 'images': len(data), 'fingerprint': data.fingerprint(), **about}
     return about if isinstance(data, DataLoader) else {'images': len(pool_of(data)), **about}

@@ -6,7 +6,7 @@
 __all__ = ['TAKEN', 'IGNORED', 'Pair', 'Items', 'pair_of', 'pool_of', 'walk', 'batches_of', 'image_part', 'images_of',
            'logits_of', 'check_labels', 'device_of']
 
-# %% ../nbs/13_inputs.ipynb #6fc7fb19
+# %% ../nbs/13_inputs.ipynb #9f7fdee2
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from .seeds import generator_for
 
-# %% ../nbs/13_inputs.ipynb #d18e5355
+# %% ../nbs/13_inputs.ipynb #835fe42b
 TAKEN = 'a pool, a pair (images, labels), a Dataset or a DataLoader of them'
 
 
@@ -69,7 +69,7 @@ def _kind(thing):
     if not isinstance(thing, (tuple, list)): return type(thing).__name__
     return f'{type(thing).__name__} of {len(thing)}: {", ".join(type(v).__name__ for v in thing[:3])}'
 
-# %% ../nbs/13_inputs.ipynb #43698224
+# %% ../nbs/13_inputs.ipynb #f6c5e563
 def pool_of(
     data, # A pool, a pair (images, labels) of tensors or NumPy arrays, or a map-style Dataset
 ):        # Has `len(pool)` and `pool.batch(indices) -> (images, labels)`
@@ -81,7 +81,7 @@ def pool_of(
     if by_number: return Items(data)
     raise TypeError(f'takes {TAKEN}; got {_kind(data)}')
 
-# %% ../nbs/13_inputs.ipynb #e5f98310
+# %% ../nbs/13_inputs.ipynb #07413b1b
 @contextmanager
 def _lent(generators, states):
     "Random numbers of the walk's own inside the block; `states` goes on, the generators are put back."
@@ -107,7 +107,7 @@ def walk(
         if batch is end: return
         yield batch
 
-# %% ../nbs/13_inputs.ipynb #ee55c265
+# %% ../nbs/13_inputs.ipynb #d46d3db5
 def batches_of(
     data,                # A pool, a pair (images, labels), a Dataset or a DataLoader
     batch_size:int=500,  # Most images at once; a loader has sizes of its own
@@ -138,7 +138,7 @@ def _some(batches, most):
         if left <= 0: return
     if left == most: raise ValueError('there are no images')
 
-# %% ../nbs/13_inputs.ipynb #42d826d3
+# %% ../nbs/13_inputs.ipynb #e01f1021
 def image_part(
     batch,    # A tensor, or a pair (images, labels)
 ) -> Tensor:  # The images
@@ -170,7 +170,7 @@ def images_of(
     batches = walk(data) if isinstance(data, DataLoader) else data
     return (x.to(device) for x, in _some(((image_part(b),) for b in batches), most))
 
-# %% ../nbs/13_inputs.ipynb #1e6d28e3
+# %% ../nbs/13_inputs.ipynb #08e38b75
 def logits_of(
     output,   # What a network returned
 ) -> Tensor:  # Its logits
@@ -178,9 +178,9 @@ def logits_of(
     found = output.get('logits') if isinstance(output, Mapping) else getattr(output, 'logits', output)
     if isinstance(found, (tuple, list)) and len(found): found = found[0]
     if isinstance(found, Tensor): return found
-    raise TypeError(f'a network must return logits, alone, by that name, or first in a tuple; this one returns {_kind(output)}')
+    raise TypeError(f'a network must return logits, alone, by name or first in a tuple; this one returns {_kind(output)}')
 
-# %% ../nbs/13_inputs.ipynb #2c131046
+# %% ../nbs/13_inputs.ipynb #d26428b1
 IGNORED = -100  # the label of an image that does not count
 
 
@@ -223,7 +223,7 @@ def _as_numbers(logits, labels):
     if labels.dim() > 2: return '; a map of labels is segmentation, give one class for each image'
     return '; give one label for each image'
 
-# %% ../nbs/13_inputs.ipynb #c6a3ffe6
+# %% ../nbs/13_inputs.ipynb #f62ee8f0
 def device_of(
     model:nn.Module, # Any network
 ) -> torch.device:   # Of its first parameter or buffer; the CPU if it has none
