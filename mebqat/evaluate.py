@@ -127,9 +127,9 @@ def sweep(
     "Accuracy at every pair of `space`, on the same images; ValueError before any work if a pair cannot be run."
     for bits in space:
         with use_bits(model, bits): pass
-    image, _ = next(batches_of(data, 1, 1, device_of(model)))
+    images, _ = next(batches_of(data, 2, 2, device_of(model)))
     check_bn_data(model, bn_data)
-    costs, points = profile(unwrapped(model), image), {}
+    costs, points = profile(unwrapped(model), images), {}
     with progress(len(space), 0, title or 'sweep') as bar:
         for bits in space:
             (point, reply), cost = _measure(model, bits, data, bn_data, batch_size), costs.at(bits)
