@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .inputs import device_of, pair_of, pool_of
-from .quantizers import WidthTable
 from .seeds import generator_for, seed_for
 
 # %% ../nbs/22_train.ipynb #83f1c0b5
@@ -115,7 +114,7 @@ def make_optimizer(
     config:TrainConfig,  # Names the optimizer
 ) -> torch.optim.Optimizer: # With weight decay on weight tensors only
     "The optimizer of a run."
-    tables = {p for m in model.modules() if isinstance(m, WidthTable) for p in m.parameters()}
+    tables = {p for m in model.modules() if any(c.__name__ == 'WidthTable' for c in type(m).__mro__) for p in m.parameters()}
     spared = lambda n, p: p.dim() <= 1 or p in tables or n.endswith('log_rate')
     named = [(n, p) for n,p in model.named_parameters() if p.requires_grad]
     decays, rest = [p for n,p in named if not spared(n, p)], [p for n,p in named if spared(n, p)]
