@@ -114,7 +114,8 @@ def make_optimizer(
     config:TrainConfig,  # Names the optimizer
 ) -> torch.optim.Optimizer: # With weight decay on weight tensors only
     "The optimizer of a run."
-    tables = {p for m in model.modules() if any(c.__name__ == 'WidthTable' for c in type(m).__mro__) for p in m.parameters()}
+    is_table = lambda m: any(c.__name__ == 'WidthTable' for c in type(m).__mro__)
+    tables = {p for m in model.modules() if is_table(m) for p in m.parameters()}
     spared = lambda n, p: p.dim() <= 1 or p in tables or n.endswith('log_rate')
     named = [(n, p) for n,p in model.named_parameters() if p.requires_grad]
     decays, rest = [p for n,p in named if not spared(n, p)], [p for n,p in named if spared(n, p)]
@@ -269,6 +270,14 @@ class Keeper:
         self.spent = about.get('spent', 0.0)
         return about['step'], History(about['history']), about['sums']
 
+# %% ../nbs/22_train.ipynb #23b68e72
+def _begin(model, frozen, optimizer, lr):
+    "Training mode but for frozen parts, the step's rate, no gradients."
+    model.train()
+    for m in frozen: m.training = False
+    for group in optimizer.param_groups: group['lr'] = lr
+    optimizer.zero_grad(set_to_none=True)
+
 # %% ../nbs/22_train.ipynb #5eb7e724
 def progress(
     total:int,    # Steps in all
@@ -306,10 +315,7 @@ def fit(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), bar, getattr(on_row, 'watching', nullcontext)(), gentle_interrupt() as flag:
         for step in range(start, config.steps):
             torch.manual_seed(seed_for(config.seed, 'global', step))
-            for group in optimizer.param_groups: group['lr'] = config.lr_at(step)
-            model.train()
-            for m in frozen: m.training = False
-            optimizer.zero_grad(set_to_none=True)
+            _begin(model, frozen, optimizer, config.lr_at(step))
             seen = method(model, batch_at(step), generator_for(config.seed, 'method', step))
             if not math.isfinite(seen.loss): raise FloatingPointError(f'loss is {seen.loss} at step {step} of {config.steps} with lr {config.lr_at(step):.2g}; lower the learning rate{keeper.said()}')
             optimizer.step()
