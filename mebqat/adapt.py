@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+
+from .quantizers import WidthTable
 
 # %% ../nbs/20_adapt.ipynb #0cc24a36
 KINDS = ('weights', 'head', 'norms', 'steps')
@@ -26,9 +29,10 @@ def kind_of(
 ) -> str:            # `weights`, `norms`, `steps` or `rates`
     "What a parameter is."
     parent, _, leaf = name.rpartition('.')
-    if leaf == 'log_factor': return 'steps'
     if leaf == 'log_rate': return 'rates'
-    return 'norms' if isinstance(model.get_submodule(parent), nn.modules.batchnorm._NormBase) else 'weights'
+    owner = model.get_submodule(parent)
+    if isinstance(owner, WidthTable): return 'steps'
+    return 'norms' if isinstance(owner, _NormBase) else 'weights'
 
 
 def adaptable(
@@ -67,16 +71,23 @@ def inner_path(
     "MAML's inner loop (Finn et al., equation 1), without touching the model."
     check_inner(steps, inner_lr)
     params, names, second = dict(model.named_parameters()), list(names), not first_order and torch.is_grad_enabled()
+    statistics = _lent_statistics(model)
     yield params
     for k in range(steps):
         with torch.enable_grad():
-            mine = {n: params[n] if params[n].requires_grad else params[n].detach().requires_grad_() for n in names}
-            loss = F.cross_entropy(functional_call(model, params | mine, (support,)), labels)
-            grads = torch.autograd.grad(loss, list(mine.values()), create_graph=second, allow_unused=True)
+            moved = {n: params[n] if params[n].requires_grad else params[n].detach().requires_grad_() for n in names}
+            loss = F.cross_entropy(functional_call(model, statistics | params | moved, (support,)), labels)
+            grads = torch.autograd.grad(loss, list(moved.values()), create_graph=second, allow_unused=True)
         if losses is not None: losses.append(loss.detach())
         rates = inner_lr[min(k, len(inner_lr) - 1)] if isinstance(inner_lr, Tensor) else [inner_lr]*len(names)
         params = params | {n: params[n] - r*g for n,r,g in zip(names, rates, grads) if g is not None}
         yield params
+
+
+def _lent_statistics(model):
+    "Copies of the running statistics that a pass in training mode would move."
+    moving = ((n, m) for n,m in model.named_modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats)
+    return {k: b.clone() for n,m in moving for k,b in m.named_buffers(n, recurse=False)}
 
 # %% ../nbs/20_adapt.ipynb #6b439d0d
 def check_losses(
@@ -156,4 +167,6 @@ def prototype_logits(
     means:Tensor, # Prototypes, [n_way, d]
 ) -> Tensor:      # Minus squared distances, [m, n_way]
     "How near each query is to each prototype."
-    return 2*query @ means.T - means.square().sum(1) - query.square().sum(1, keepdim=True)
+    origin = means.detach().mean(0)
+    q, m = query - origin, means - origin
+    return 2*q @ m.T - m.square().sum(1) - q.square().sum(1, keepdim=True)

@@ -8,7 +8,6 @@ __all__ = ['proto_answers', 'inner_answers', 'same_episodes', 'EpisodeScores', '
 
 # %% ../nbs/32_episodic.ipynb #dca58b58
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .adapt import adaptable, check_losses, inner_path, prototype_logits, prototypes, rates_of, split_body
+from .batchnorm import evaluating, one_value_explained, reestimates
 from .bits import Bits, BitSpace
 from .cost import profile
 from .episodes import Episode, Episodes
@@ -133,15 +133,6 @@ class EpisodeScores:
     def __repr__(self): return f'EpisodeScores({self.title}: {len(self.accuracy)} pairs, {self.n} episodes)'
 
 # %% ../nbs/32_episodic.ipynb #e82c0bfe
-@contextmanager
-def _evaluating(model):
-    "Evaluation mode, put back afterwards."
-    flag = model.training
-    model.eval()
-    try: yield
-    finally: model.train(flag)
-
-
 def check_fits(
     model:nn.Module,                # A quantized network
     learner:Prototypes|InnerSteps,  # How it learns an episode
@@ -150,10 +141,12 @@ def check_fits(
 ):
     "Refuse what cannot be evaluated, before any work (ValueError)."
     learner.check(model)
+    if reestimates(model):
+        raise ValueError("few-shot evaluation has no training images: quantize with bn='batch' or 'running', not 'reestimate'")
     for bits in space:
         with use_bits(model, bits): pass
     try:
-        with torch.no_grad(), _evaluating(model): out = model(episode.query[:2])
+        with torch.no_grad(), evaluating(model), one_value_explained(episode.query[:2]): out = model(episode.query[:2])
     except RuntimeError as e: raise ValueError(f'images of {"x".join(map(str, episode.query.shape[1:]))} do not fit the network: {str(e).splitlines()[0]}') from e
     if isinstance(learner, InnerSteps) and out.shape[1] != episode.n_way:
         raise ValueError(f'the network classifies {out.shape[1]} ways, the episodes have {episode.n_way}; give n_way={out.shape[1]}')
@@ -175,7 +168,7 @@ def sweep_episodes(
     first = episodes[0].to(device)
     check_fits(model, learner, first, space)
     found, costs = {b: [] for b in space}, profile(model, first.query[:1])
-    with progress(n, 0, title or 'episodes') as bar, _evaluating(model):
+    with progress(n, 0, title or 'episodes') as bar, evaluating(model):
         for i in range(n):
             episode = episodes[i].to(device)
             answers = proto_answers(model, episode, space) if isinstance(learner, Prototypes) else {b: _inner(model, episode, b, learner, steps) for b in space}
@@ -223,7 +216,7 @@ def adaptation_curve(
     "Accuracy after 0, 1, ... `steps` inner steps."
     device, rows = next(model.parameters()).device, []
     check_fits(model, learner, episodes[0].to(device), space)
-    with progress(n*len(space), 0, 'adaptation') as bar, _evaluating(model):
+    with progress(n*len(space), 0, 'adaptation') as bar, evaluating(model):
         for bits in space:
             right = []
             for i in range(n):

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import __version__
+from .batchnorm import deployed
 from .bits import Bits, BitSpace, Policy
 from .cost import Cost, LayerCost, charged, profile
-from .evaluate import batches_of, deployed, replies, sweep
+from .evaluate import replies, sweep
+from .inputs import batches_of
 from .layers import FULL_PAIR, bit_layers, quantization_of
 from .surface import Point, Surface, dumps, loads
 from .train import load_whole, save_whole

@@ -7,7 +7,7 @@ __all__ = ['FULL_PAIR', 'KINDS', 'BN_MODES', 'Held', 'Quantized', 'QConv1d', 'QC
            'QConvTranspose2d', 'QConvTranspose3d', 'OpenAttention', 'QMultiheadAttention', 'QOutProjection',
            'why_float', 'Seen', 'plain_attention', 'watch', 'SwitchableBatchNorm', 'follows', 'Quantization',
            'stays_float', 'quantize', 'unwrapped', 'quantization_of', 'bit_layers', 'describe', 'clipped', 'bits_of',
-           'use_bits', 'calibrate', 'keep_statistics', 'reestimate_bn']
+           'use_bits', 'calibrate']
 
 # %% ../nbs/03_layers.ipynb #42cc27d8
 import copy
@@ -619,36 +619,4 @@ def calibrate(
         m.act_quantizer.calibrate(torch.cat(seen[n].samples), seen[n].signed)
         m.__dict__.pop('_calls', None)
     _warn_of_gaps([n for n in layers if n in seen and seen[n].blind], [n for n in layers if n not in seen])
-    return model
-
-# %% ../nbs/03_layers.ipynb #8908d96a
-@contextmanager
-def keep_statistics(
-    model:nn.Module, # Any network
-) -> Iterator[None]:
-    "Put every batch norm's running statistics back when the block ends."
-    saved = [(b, b.clone()) for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
-    try: yield
-    finally:
-        for b,value in saved: b.copy_(value)
-
-
-@torch.no_grad()
-def reestimate_bn(
-    model:nn.Module,          # A network with batch norm; its running statistics are replaced
-    batches:Iterable[Tensor], # Training inputs
-) -> nn.Module:               # The same model
-    "Measure batch norm statistics anew at the current bits, as plain averages over `batches`."
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    state = [(m, m.momentum) for m in norms]
-    flags = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        for m in norms:
-            m.reset_running_stats()
-            m.momentum, m.training = None, True
-        for x in batches: model(x)
-    finally:
-        for m,momentum in state: m.momentum = momentum
-        for m,flag in flags: m.training = flag
     return model

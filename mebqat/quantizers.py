@@ -20,6 +20,7 @@ from .kernels import HOLDS, dorefa_act, dorefa_weight, grid, lsq, pact, sat_resc
 # %% ../nbs/02_quantizers.ipynb #fae9b79e
 class WidthTable(nn.Module):
     "A positive learned value per bitwidth (and channel): its start, times a factor kept as a logarithm."
+    no_decay = True  # for optimizers: weight decay has no business here
     def __init__(self,
         values:Tensor,      # Start values, [16, channels]; [1, channels] for one value shared by all widths
         linear:bool=False,  # Learn the value itself?

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from . import __version__
+from .batchnorm import deployed
 from .bits import FULL, Bits, BitSpace, Policy
 from .cost import profile
 from .data import Pool, augment, few_shot_name, load
-from .evaluate import deployed, answers
+from .evaluate import answers
 from .kernels import compile_kernels
 from .layers import Quantized, bit_layers, quantize, use_bits
 from .metaquantnet import export_weights, generate, metaquantnet, policies_of

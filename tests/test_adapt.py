@@ -157,6 +157,33 @@ def test_the_model_is_never_written_to(bn, grad):
     assert not all(torch.equal(adapted[n], p) for n,p in net.named_parameters())
 
 
+@pytest.mark.parametrize('first_order', (True, False))
+@pytest.mark.parametrize('norm', (nn.BatchNorm2d, lambda c: nn.InstanceNorm2d(c, affine=True, track_running_stats=True), lambda c: nn.BatchNorm2d(c, momentum=None)))
+def test_running_statistics_stay_in_training_mode(norm, first_order):
+    "And the path is the one of an ordinary loop on a copy, whose statistics do move."
+    torch.manual_seed(0)
+    net = quantize(nn.Sequential(nn.Conv2d(1, 4, 3, stride=3), norm(4), nn.ReLU(), nn.Conv2d(4, 4, 3), norm(4), nn.Flatten(), nn.Linear(36, 3)),
+                   LSQ(), example=SUPPORT.float()).double().train()
+    net[4].eval()
+    before, copied = weights(net), copy.deepcopy(net)
+    optimizer = torch.optim.SGD([copied.get_parameter(n) for n in adaptable(copied, ALL)], lr=.3)
+    with use_bits(net, Bits(3, 4)), use_bits(copied, Bits(3, 4)):
+        adapted = adapt(net, SUPPORT, LABELS, 3, .3, adaptable(net, ALL), first_order)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(copied(SUPPORT), LABELS).backward()
+            optimizer.step()
+    assert same(weights(net), before)
+    assert not copied[1].running_mean.equal(net[1].running_mean) and copied[4].running_mean.equal(net[4].running_mean)
+    for n,p in copied.named_parameters(): assert_close(adapted[n], p)
+
+
+def test_a_norm_by_itself_keeps_its_statistics():
+    net = nn.BatchNorm1d(3).train()
+    adapt(net, torch.randn(6, 3), LABELS, 2, names=['weight'])
+    assert net.num_batches_tracked == 0 and not net.running_mean.any()
+
+
 def test_frozen_parameters_stay():
     net = network('lsq')
     frozen = ['block2.conv.weight', 'fc.bias']
@@ -309,6 +336,23 @@ def test_prototypes_are_class_means_and_logits_squared_distances(n_way, k_shot, 
     means = prototypes(support, n_way)
     for c in range(n_way): assert_close(means[c], support[c*k_shot:(c + 1)*k_shot].mean(0))
     assert_close(prototype_logits(query, means), -(query[:, None] - means).square().sum(2))
+
+
+@pytest.mark.parametrize('offset', [0., -3e3, 2e5])
+def test_distances_survive_an_offset(offset):
+    g = torch.Generator().manual_seed(1)
+    q, m = (torch.randn(n, 48, generator=g).add(offset) for n in (30, 10))
+    exact = -(q.double()[:, None] - m.double()).square().sum(2)
+    assert_close(prototype_logits(q, m).double(), exact, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize('n_way', [1, 4])
+def test_gradients_of_distances(n_way):
+    q, m = (torch.randn(n, 3, dtype=torch.float64).add(7).requires_grad_() for n in (5, n_way))
+    assert torch.autograd.gradcheck(prototype_logits, (q, m)) and torch.autograd.gradgradcheck(prototype_logits, (q, m))
+    taken = torch.autograd.grad(prototype_logits(q, m).sin().sum(), (q, m))
+    plain = torch.autograd.grad((-(q[:, None] - m).square().sum(2)).sin().sum(), (q, m))
+    for a, b in zip(taken, plain): assert_close(a, b)
 
 
 @pytest.mark.parametrize('n, n_way', [(7, 3), (4, 0), (5, -5), (2, 4)])

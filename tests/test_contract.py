@@ -7,10 +7,11 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from mebqat.batchnorm import deployed, reestimate_bn
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.data import load
-from mebqat.evaluate import deployed, score, sweep
-from mebqat.layers import Quantized, SwitchableBatchNorm, bit_layers, quantize, reestimate_bn, use_bits
+from mebqat.evaluate import score, sweep
+from mebqat.layers import Quantized, SwitchableBatchNorm, bit_layers, quantize, use_bits
 from mebqat.models import make
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
 from mebqat.runs import RunSpec, float_network, open_run

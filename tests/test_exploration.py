@@ -14,8 +14,9 @@ from torch import nn
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load, shipped
-from mebqat.evaluate import answers, batches_of, replies, sweep
+from mebqat.evaluate import answers, replies, sweep
 from mebqat.exploration import cost_table, explore, from_record, load_explorations, save_explorations, thumbnails, to_record
+from mebqat.inputs import batches_of
 from mebqat.layers import quantize, use_bits
 from mebqat.models import small_cnn
 from mebqat.pages import explorer_data, explorer_page

@@ -502,6 +502,18 @@ def test_prototype_sweep_is_the_plain_loop(scheme, bn):
             assert float(scores.accuracy[bits][i]) == float(right.double().mean()), (bits, i)
 
 
+@pytest.mark.parametrize('learner', (Prototypes(), InnerSteps(1, .5)), ids=lambda l: type(l).__name__)
+def test_evaluation_follows_the_rule_of_batch_norm(learner):
+    "Each module's flag is put back; a network that re-estimates is refused, as there is nothing to measure from."
+    given = Episodes(pool('test'), 3, 1, 2)
+    model = network(isinstance(learner, InnerSteps), bn='running').train()
+    next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    flags, before = [m.training for m in model.modules()], tensors(model)
+    sweep_episodes(model, learner, given, SPACE, n=2)
+    assert [m.training for m in model.modules()] == flags and same(tensors(model), before)
+    with pytest.raises(ValueError, match="not 'reestimate'"): sweep_episodes(network(isinstance(learner, InnerSteps), bn='reestimate'), learner, given, SPACE, n=2)
+
+
 @pytest.mark.parametrize('bn', ('batch', 'running'))
 def test_centered_features_are_another_start_of_the_bias(bn):
     "What centering learns is an ordinary network: the mean's logits move into the bias."

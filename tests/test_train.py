@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from typer.testing import CliRunner
 
 import mebqat.train as training
@@ -401,7 +402,7 @@ def test_methods_clamp_at_ten_unless_told_otherwise():
 # Settings
 
 @pytest.mark.parametrize('bad', [{'steps': 0}, {'steps': -3}, {'lr': 0.}, {'lr': -1.}, {'lr': math.nan}, {'lr': math.inf}, {'optimizer': 'lion'},
-                                 {'schedule': 'linear'}, {'weight_decay': -1e-4}, {'weight_decay': math.nan}], ids=str)
+                                 {'warmup': -1}, {'warmup': 11}, {'schedule': 'linear'}, {'weight_decay': -1e-4}, {'weight_decay': math.nan}], ids=str)
 def test_bad_settings_are_refused_by_value(bad):
     with pytest.raises(ValueError, match=re.escape(str(next(iter(bad.values()))))): TrainConfig(**{'steps': 10, **bad})
 
@@ -420,6 +421,80 @@ def test_weight_decay_spares_biases_norms_and_steps():
         decays = {id(p) for g in groups if g['weight_decay'] == .1 for p in g['params']}
         assert {n for n,p in model.named_parameters() if id(p) in decays} == {f'{i}.weight' for i in (0, 3, 7, 10)}
         assert sum(len(g['params']) for g in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize('wrap', [lambda m: m, lambda m: torch.optim.swa_utils.AveragedModel(m), lambda m: nn.Sequential(nn.Identity(), m)])
+def test_weight_decay_spares_tables_whatever_they_call_their_numbers(wrap):
+    class Renamed(WidthTable):
+        "A table whose numbers have another name and two dimensions."
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.value, self.log_factor = (nn.Parameter(torch.ones(16, 3)) for _ in range(2))
+    model = network()
+    model[3].act_quantizer.step, model[10].value = Renamed(), nn.Parameter(torch.ones(2, 2))
+    groups = make_optimizer(whole := wrap(model), TrainConfig(1, weight_decay=.1)).param_groups
+    decays = {id(p) for g in groups if g['weight_decay'] == .1 for p in g['params']}
+    names = {n for n,p in whole.named_parameters() if id(p) in decays}
+    assert {'.'.join(n.split('.')[-2:]) for n in names} == {f'{i}.weight' for i in (0, 3, 7, 10)} | {'10.value'}
+
+
+# Data and frozen parts
+
+class Items(Dataset):
+    def __len__(self): return len(IMAGES)
+    def __getitem__(self, i): return IMAGES.x[i], int(IMAGES.y[i])
+
+
+@pytest.mark.parametrize('data', [lambda: (IMAGES.x, IMAGES.y), lambda: [IMAGES.x.numpy(), IMAGES.y.numpy()], lambda: IMAGES, Items], ids=str)
+def test_data_of_any_form_trains_like_its_batches(data):
+    nets = network(), network()
+    for net,given in zip(nets, (data(), Batches(IMAGES, 64, 7))): fit(net, qat(Bits(4, 4)), given, TrainConfig(5, .05, seed=7))
+    assert same(*map(weights, nets))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_loader_is_walked_again_and_again(workers):
+    seen, runs = [], []
+    def method(model, batch, generator):
+        seen.append(batch[1])
+        return qat(Bits(4, 4))(model, batch, generator)
+    for _ in range(2):
+        torch.rand(3)
+        net = network()
+        fit(net, method, DataLoader(Items(), 36, shuffle=True, num_workers=workers), TrainConfig(7, .05, seed=3))
+        runs.append(weights(net))
+    assert same(*runs) and [len(y) for y in seen] == [36, 36, 24, 36, 36, 24, 36]*2
+    for passed in (seen[:3], seen[3:6]): assert torch.cat(passed).bincount().equal(IMAGES.y.bincount())
+    assert not torch.cat(seen[:3]).equal(torch.cat(seen[3:6]))
+
+
+@pytest.mark.parametrize('data, error, text', [(DataLoader(Items(), 200, drop_last=True), ValueError, 'no batches'), ({'x': 1}, TypeError, 'a DataLoader'),
+                                               (DataLoader(IMAGES.x, 8), TypeError, 'pair'), ((IMAGES.x, IMAGES.y[:-1]), ValueError, '95 labels for 96')])
+def test_what_is_no_training_data(data, error, text):
+    with pytest.raises(error, match=text): fit(network(), qat(FP), data, TrainConfig(2))
+
+
+@pytest.mark.parametrize('bn', ['running', 'switchable'])
+def test_frozen_parts_stay_frozen_also_after_a_validation(bn):
+    net = network(bn=bn).train()
+    net[1].eval()
+    net[6].eval()
+    flags, before = [m.training for m in net.modules()], weights(net)
+    def validate(model):
+        model.eval()
+        return {}
+    def method(model, batch, generator):
+        assert [m.training for m in model.modules()] == flags
+        return mebqat(SPACE)(model, batch, generator)
+    fit(net, method, batches(), TrainConfig(6, .05, epoch_steps=2), validate=validate)
+    moved = {k.split('.')[0] for k,v in weights(net).items() if 'num_batches' in k and not v.equal(before[k])}
+    assert moved == {'4'}
+
+
+def test_a_network_in_evaluation_mode_trains_as_a_whole():
+    nets = network().eval(), network().train()
+    for net in nets: fit(net, mebqat(SPACE), batches(), TrainConfig(4, .05))
+    assert same(*map(weights, nets))
 
 
 # Files

@@ -32,10 +32,11 @@ import torch
 
 import mebqat
 from mebqat.adaqat import AdaQAT, FracBits
+from mebqat.batchnorm import deployed
 from mebqat.bits import Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import augment, choose, load
-from mebqat.evaluate import answers, deployed, fitness
+from mebqat.evaluate import answers, fitness
 from mebqat.layers import quantize
 from mebqat.metaquantnet import at_policy, export_weights, generate, metaquantnet, policies_of
 from mebqat.methods import FP, float_training, qat
