@@ -23,7 +23,7 @@ from .episodes import Episodes
 from .episodic import EpisodeScores, sweep_episodes
 from .fewshot import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn
 from .kernels import compile_kernels
-from .layers import bit_layers, quantize, use_bits
+from .layers import bit_layers, calibrate, from_version_1, quantize, use_bits
 from .models import cnn4, cnn5
 from .quantizers import make_scheme
 from .runs import claim, weights_file
@@ -100,7 +100,8 @@ class FewShotSpec(FewShotOptions):
     def prototypical(self) -> bool: return 'pn' in self.method
     def the_scheme(self):
         if 'name' in (options := dict(self.options)): raise ValueError(f'name={options["name"]} is no scheme option; choose the scheme with scheme=')
-        return make_scheme(self.scheme, **options)
+        kept = {'rule': 'published'} if self.scheme == 'lsq' and not self.calibrate else {}  # relative steps would follow the weights
+        return make_scheme(self.scheme, **kept | options)
 
     def space(self) -> BitSpace:
         "The pairs this run trains at."
@@ -216,10 +217,14 @@ def few_network(
     return _give_bits(spec, model, train, rest)
 
 
+def _example(spec, train):
+    "512 training images to calibrate on."
+    return train.batch(torch.randperm(len(train), generator=generator_for(spec.seed, 'example'))[:512])[0]
+
+
 def _give_bits(spec, model, train, rest):
     "Quantize a float network, then take over what `rest` has of its tables and rates."
-    idx = torch.randperm(len(train), generator=generator_for(spec.seed, 'example'))[:512]
-    quantize(model, spec.the_scheme(), example=train.batch(idx)[0], skip='first' if spec.prototypical else 'ends', bn=spec.bn)
+    quantize(model, spec.the_scheme(), example=_example(spec, train), skip='first' if spec.prototypical else 'ends', bn=spec.bn)
     if spec.learn_rates and not spec.prototypical: learn_rates(model, adaptable(model, spec.adapts.split()), spec.inner_steps, spec.inner_lr)
     own = model.state_dict()
     model.load_state_dict({k: rest[k] if k in rest and rest[k].shape == v.shape else v for k,v in own.items()})
@@ -264,19 +269,12 @@ def train_few(
     if compile: compile_kernels()
     history = fit(model, method, episodes, config, out, resume, _validator(spec, checks), on_row, f'{spec.method} {Path(spec.data).name}', stop=stop)
     model.to('cpu')
-    if not spec.over_bits and spec.bits == '' and spec.calibrate: model = _recalibrated(spec, model, train)
+    if not spec.over_bits and spec.bits == '' and spec.calibrate: calibrate(model, _example(spec, train))
     signed = {n: m.signed for n,m in bit_layers(model).items()}
     about = {'spec': asdict(spec), 'classes': len(train.classes), 'input': list(train.images.shape[1:]), 'signed': signed, 'history': history.rows,
-             'fingerprint': train.fingerprint(), 'mebqat': __version__, 'torch': torch.__version__, 'format': 'mebqat-fewshot', 'version': 1}
+             'fingerprint': train.fingerprint(), 'mebqat': __version__, 'torch': torch.__version__, 'format': 'mebqat-fewshot', 'version': 2}
     save_whole(Path(out)/'model.safetensors', model.state_dict(), about)
     return FewRun(Path(out), spec, model.eval(), history, about)
-
-
-def _recalibrated(spec, model, train):
-    "The trained float weights with quantizers measured from them."
-    state, fresh = model.state_dict(), few_float(spec, tuple(train.images.shape[1:]))
-    fresh.load_state_dict({k: state.get(k, v) for k,v in fresh.state_dict().items()})
-    return _give_bits(spec, fresh, train, {k: v for k,v in state.items() if k == 'log_rate'})
 
 # %% ../nbs/36_fewruns.ipynb #19e7d174
 @dataclass(frozen=True, eq=False)
@@ -324,7 +322,7 @@ def open_few(
     if about.get('format') != 'mebqat-fewshot':
         what = 'a run of another kind' if about.get('format') else 'a checkpoint of an unfinished run; finish it with: mebqat train ... --resume'
         raise ValueError(f'{file} is {what}')
-    if about.get('version') != 1: raise ValueError(f'{file} was written by mebqat {about.get("mebqat")} in format {about.get("version")}; this version reads format 1')
+    if about.get('version') not in (1, 2): raise ValueError(f'{file} was written by mebqat {about.get("mebqat")} in format {about.get("version")}; this version reads formats 1 and 2')
     try:
         known = {f.name for f in fields(FewShotSpec)}
         spec = FewShotSpec(**{k: v for k,v in about['spec'].items() if k in known})
@@ -333,7 +331,7 @@ def open_few(
         quantize(model, spec.the_scheme(), example, 'first' if spec.prototypical else 'ends', bn=spec.bn, signed=about['signed'])
         if set(about['signed']) != set(bit_layers(model)): raise ValueError('the signs of its layers are not the network\'s')
         if 'log_rate' in tensors: learn_rates(model, adaptable(model, spec.adapts.split()), len(tensors['log_rate']), spec.inner_lr)
-        model.load_state_dict(tensors)
+        model.load_state_dict(from_version_1(model, tensors) if about['version'] == 1 else tensors)
         history = History(map(dict, about['history']))
         about['classes'], about['fingerprint'], about['mebqat'], about['torch']
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e: raise ValueError(f'{file} does not describe a few-shot network of this version: {str(e).splitlines()[0]}') from e

@@ -7,7 +7,7 @@ __all__ = ['FULL_PAIR', 'KINDS', 'BN_MODES', 'Held', 'Quantized', 'QConv1d', 'QC
            'QConvTranspose2d', 'QConvTranspose3d', 'OpenAttention', 'QMultiheadAttention', 'QOutProjection',
            'why_float', 'Seen', 'plain_attention', 'watch', 'SwitchableBatchNorm', 'follows', 'Quantization',
            'stays_float', 'quantize', 'unwrapped', 'quantization_of', 'bit_layers', 'describe', 'clipped', 'bits_of',
-           'use_bits', 'calibrate']
+           'use_bits', 'calibrate', 'from_version_1']
 
 # %% ../nbs/03_layers.ipynb #42cc27d8
 import copy
@@ -26,7 +26,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .bits import FULL, Bits, BitSpace, Policy
 from .kernels import check_holds
-from .quantizers import LSQ, SAT, DoReFa
+from .quantizers import LSQ, RANGE_FROM, SAT, DoReFa, fitted_step
 
 # %% ../nbs/03_layers.ipynb #30caee82
 _LOCK = threading.Lock()
@@ -620,3 +620,31 @@ def calibrate(
         m.__dict__.pop('_calls', None)
     _warn_of_gaps([n for n in layers if n in seen and seen[n].blind], [n for n in layers if n not in seen])
     return model
+
+# %% ../nbs/03_layers.ipynb #bdf93c84
+def from_version_1(
+    model:nn.Module,               # A quantized network of the same make
+    tensors:Mapping[str, Tensor],  # Its state, as files of format 1 hold it
+) -> dict[str, Tensor]:            # As `load_state_dict` takes it now
+    "Translate a state with absolute steps; signs are the model's own; ValueError where weights are generated."
+    out = {k: v for k,v in tensors.items() if not k.endswith('.log_value')}
+    for name,layer in bit_layers(model).items():
+        for part in ('weight_quantizer', 'act_quantizer'):
+            quantizer = getattr(layer, part)
+            fresh = {f'{name}.{part}.{k}': v for k,v in quantizer.state_dict().items()}
+            for key in [k for k in fresh if k.endswith(('.log_factor', '.value'))]:
+                there = key.rpartition('.')[0] + '.log_value'
+                if (old := tensors.get(there)) is None: raise ValueError(f'it has no {there}')
+                if key.endswith('.value'): fresh[key] = old.exp()
+                elif getattr(quantizer, 'relative', False): fresh[key] = _as_factors(tensors[f'{name}.weight'], old.exp(), quantizer.per_channel)
+                elif part == 'weight_quantizer' and not hasattr(quantizer, 'relative'): raise ValueError('generated weights were trained with steps of another kind; train it again')
+                else: fresh[key.replace('.log_factor', '.start')] = old.exp()
+            out |= fresh
+    return out
+
+
+def _as_factors(w, steps, per_channel):
+    "Logarithms of steps over the fitted ones, [16, channels]; zero where factors are not learned."
+    out = torch.zeros_like(steps)
+    for b in range(2, RANGE_FROM): out[b - 1] = (steps[b - 1]/fitted_step(w, b, per_channel=per_channel).flatten()).log()
+    return out

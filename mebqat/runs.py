@@ -24,7 +24,7 @@ from .cost import profile
 from .data import Pool, augment, few_shot_name, load
 from .evaluate import answers
 from .kernels import compile_kernels
-from .layers import Quantized, bit_layers, quantize, use_bits
+from .layers import Quantized, bit_layers, from_version_1, quantize, use_bits
 from .metaquantnet import export_weights, generate, metaquantnet, policies_of
 from .methods import FP, adabits, any_precision, float_training, mebqat, qat
 from .models import check_positive, make
@@ -278,7 +278,7 @@ def train_run(
         history = fit(model, method, batches, config, out, resume, _validation(spec, train, val, method), on_row, f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}', stop=stop)
     signed = {n: m.signed for n,m in bit_layers(model).items()} if spec.method != 'float' else {}
     about = {'spec': asdict(spec), 'classes': list(train.classes), 'input': list(train.images.shape[1:]), 'signed': signed, 'history': history.rows,
-             'fingerprint': train.fingerprint(), 'mebqat': __version__, 'torch': torch.__version__, 'format': 'mebqat-weights', 'version': 1}
+             'fingerprint': train.fingerprint(), 'mebqat': __version__, 'torch': torch.__version__, 'format': 'mebqat-weights', 'version': 2}
     if spec.method in LEARNED:
         about |= {'found': spell(method.bits), 'concerns': method.concerns()}
         write_text(Path(out)/'trajectory.json', json.dumps({'format': 'mebqat-trajectory', 'version': 1, 'columns': method.trajectory.columns, 'rows': method.trajectory.rows}, allow_nan=False) + '\n')
@@ -316,7 +316,7 @@ def open_run(
     file = weights_file(path)
     tensors, about = load_whole(file)
     if about.get('format') != 'mebqat-weights': raise ValueError(f'{file} is a checkpoint of an unfinished run; finish it with: mebqat train ... --out {path} --resume')
-    if about.get('version') != 1: raise ValueError(f'{file} was written by mebqat {about.get("mebqat")} in format {about.get("version")}; this version reads format 1')
+    if about.get('version') not in (1, 2): raise ValueError(f'{file} was written by mebqat {about.get("mebqat")} in format {about.get("version")}; this version reads formats 1 and 2')
     if missing := [k for k in ('spec', 'classes', 'input', 'signed', 'history', 'fingerprint', 'mebqat', 'torch') if k not in about]:
         raise ValueError(f'{file} is damaged: it does not say its {missing[0]}')
     try:
@@ -328,6 +328,7 @@ def open_run(
             quantize(model, spec.the_scheme(), example, spec.skip, spec.the_ends(), spec.bn, space=spec.space() if spec.bn == 'switchable' else None, signed=about['signed'])
             if set(about['signed']) != set(bit_layers(model)): raise ValueError('the signs of its layers are not the network\'s')
         if spec.method == 'metaquantnet': with_generators(spec, model)
+        if about['version'] == 1 and spec.method != 'float': tensors = from_version_1(model, tensors)
         model.load_state_dict(tensors)
         history = History(map(dict, about['history']))
         if spec.method in LEARNED:

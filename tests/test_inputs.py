@@ -105,7 +105,7 @@ def test_contradictions_are_named():
 
 
 @pytest.mark.parametrize('how', [{'shuffle': True}, {'shuffle': True, 'generator': torch.Generator().manual_seed(3)}, {'shuffle': True, 'num_workers': 1},
-                                 {'sampler': WeightedRandomSampler([1.]*45, 90, generator=torch.Generator())}], ids=str)
+                                 {'sampler': WeightedRandomSampler([1.]*45, 90, generator=torch.Generator())}], ids=['shuffled', 'seeded', 'worker', 'sampler'])
 def test_a_walk_repeats_and_touches_nothing(how):
     class Noisy(Rows):
         def __getitem__(self, i): return X[i] + torch.rand(6), Y[i]
