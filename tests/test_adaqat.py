@@ -176,15 +176,15 @@ def test_a_probe_that_is_no_number_is_an_error():
 
 def test_rows_not_visited_move_along_and_their_ratio_stays():
     model, method = network(), AdaQAT(0., 1e-9, Bits(6, 6), rounding='nearest')
-    table = model.block2.conv.weight_quantizer.step.log_factor
+    table = model.block2.conv.act_quantizer.step.log_factor
     before = table.detach().clone()
     fit(model, method, batches(), TrainConfig(12, .01, 'adam'))
     moved = table.detach() - before
     assert moved[5].abs() > 1e-2 and torch.allclose(moved, moved[5].expand_as(moved), atol=1e-5)
     model, method = network(), AdaQAT(.2, 1., Bits(6, 6))
     fit(model, method, batches(), TrainConfig(12, .01, 'adam'))
-    moved = (model.block2.conv.weight_quantizer.step.log_factor.detach() - before).flatten()
-    seen = method.w['all'].seen
+    moved = (model.block2.conv.act_quantizer.step.log_factor.detach() - before).flatten()
+    seen = method.a['all'].seen
     assert len(seen) > 2 and len({round(float(moved[n - 1]), 6) for n in seen}) == len(seen)
     assert len({round(float(moved[n - 1]), 5) for n in range(2, 17) if n not in seen}) == 1
 

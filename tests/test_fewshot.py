@@ -442,7 +442,7 @@ def test_what_cannot_start_a_run(case, trained, tmp_path):
 
 DAMAGE = {
     'another format': ({'format': 'mebqat-weights'}, 'is a run of another kind'), 'a checkpoint': ({'format': None}, 'checkpoint of an unfinished run'),
-    'another version': ({'version': 2}, 'in format 2; this version reads format 1'), 'no spec': ({'spec': None}, 'does not describe'),
+    'another version': ({'version': 3}, 'in format 3; this version reads formats 1 and 2'), 'no spec': ({'spec': None}, 'does not describe'),
     'spec of another kind': ({'spec': [1]}, 'does not describe'), 'a method of tomorrow': ({'spec': {'method': 'leo'}}, "no few-shot method 'leo'"),
     'no method': ({'spec': {}}, 'does not describe'), 'no input': ({'input': None}, 'does not describe'), 'a flat input': ({'input': [28]}, 'does not describe'),
     'a tiny input': ({'input': [1, 4, 4]}, 'image_size 4 is too small'), 'more channels': ({'input': [3, 16, 16]}, 'does not describe'),
