@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bits import FULL, Bits, Policy, check_width
+from .inputs import IGNORED, check_labels, logits_of
 from .layers import Quantized, bit_layers, use_bits
-from .methods import Step, average_gradients, qat
+from .methods import Step, average_gradients, own_gradients, qat
 from .quantizers import WidthTable
 
 # %% ../nbs/23_adaqat.ipynb #f196f93a
@@ -105,7 +106,7 @@ def probe(
 ) -> float:                        # Cross entropy, nats; FloatingPointError if it is not finite
     "The loss at other bits, with nothing left behind."
     x, y = batch
-    with untouched(model, at), use_bits(model, bits): loss = float(F.cross_entropy(model(x), y))
+    with untouched(model, at), use_bits(model, bits): loss = float(F.cross_entropy(logits_of(model(x)), y, ignore_index=IGNORED))
     if not math.isfinite(loss): raise FloatingPointError(f'the loss at {bits} is {loss}; lower the learning rate')
     return loss
 
@@ -469,13 +470,16 @@ def between_widths(
 ) -> Iterator[nn.Module]:
     "Run a block with these layers at real widths, then restore."
     layers = bit_layers(model)
-    def mixed(layer, w, a): return lambda x: (between(layer.act_quantizer, x, a), between(layer.weight_quantizer, layer.weight, w))
+    def mixed(layer, w, a):
+        weight = lambda _, bits: type(layer).quantized_weight(layer, bits)
+        return {'quantized_input': lambda x: between(layer.act_quantizer, x, a), 'quantized_weight': lambda: between(weight, layer.weight, w)}
     with use_bits(model, Policy({n: Bits(int(w), int(a)) for n,(w, a) in widths.items()})):
         try:
-            for n,(w, a) in widths.items(): layers[n].quantized = mixed(layers[n], w, a)
+            for n,(w, a) in widths.items(): vars(layers[n]).update(mixed(layers[n], w, a))
             yield model
         finally:
-            for n in widths: vars(layers[n]).pop('quantized', None)
+            for n in widths:
+                for part in ('quantized_input', 'quantized_weight'): vars(layers[n]).pop(part, None)
 
 # %% ../nbs/23_adaqat.ipynb #c0901631
 def round_to_target(
@@ -556,12 +560,14 @@ class FracBits(_Targeted):
         "Train and move at real widths."
         (x, y), bits = batch, self.bits
         w, a = ({g: torch.tensor(r.value, dtype=torch.float64, requires_grad=True) for g,r in rs.items()} for rs in (self.w, self.a))
-        with between_widths(model, {n: (w[g], a[g]) for g,names in self.groups.items() for n in names}): logits = model(x)
-        loss = F.cross_entropy(logits, y)
-        step = Step(loss.item(), (logits.detach().argmax(1) == y).float().mean().item(), (bits,), 1, 1)
-        if not math.isfinite(step.loss): return step
-        (loss + self.kappa*(self.amount(w, a)/self.target - 1).abs()).backward()
-        average_gradients(model, [bits], 10.0)
+        with own_gradients(model), between_widths(model, {n: (w[g], a[g]) for g,names in self.groups.items() for n in names}):
+            logits = logits_of(model(x))
+            counts = check_labels(logits, y)
+            loss = F.cross_entropy(logits, y, ignore_index=IGNORED)
+            step = Step(loss.item(), (logits.detach().argmax(1) == y)[counts].float().mean().item(), (bits,), 1, 1)
+            if not math.isfinite(step.loss): return step
+            (loss + self.kappa*(self.amount(w, a)/self.target - 1).abs()).backward()
+            step = replace(step, clamped=average_gradients(model, [bits], 10.0))
         for reals,rs,kind in ((w, self.w, 'weight_quantizer'), (a, self.a, 'act_quantizer')):
             for g,r in rs.items():
                 used = (low := min(int(r.value), WIDEST - 1), low + 1)

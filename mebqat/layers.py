@@ -83,9 +83,9 @@ class Quantized(Held):
         self._look_below_zero(x)
         return self.act_quantizer(x, self.bits.a)
 
-    def quantized_weight(self) -> Tensor:
-        "The weights at the layer's current bits."
-        return self.weight_quantizer(self.weight, self.bits.w)
+    def quantized_weight(self, bits:int|None=None) -> Tensor:
+        "The weights at a width; None is the layer's current one."
+        return self.weight_quantizer(self.weight, self.bits.w if bits is None else bits)
 
     def _look_below_zero(self, x):
         "Say once that negatives reach a grid without any; looks at the first 16 inputs, then ever more rarely."
@@ -143,7 +143,8 @@ class _QConvTranspose(Quantized):
     @property
     def filters(self) -> Tensor: return self.weight.transpose(0, 1)
 
-    def quantized_weight(self) -> Tensor: return self.weight_quantizer(self.filters, self.bits.w).transpose(0, 1)
+    def quantized_weight(self, bits:int|None=None) -> Tensor:
+        return self.weight_quantizer(self.filters, self.bits.w if bits is None else bits).transpose(0, 1)
 
     def forward(self, input:Tensor, output_size:list[int]|None=None) -> Tensor:
         if self.now().is_full: return super().forward(input, output_size)
@@ -556,10 +557,8 @@ def clipped(
     bits:int,        # Weight bits
 ) -> float:          # Share of its weights that lie outside the grid, 0..1; 0 where the scheme stretches its grid over all
     "How much of a layer's weights a width cuts off."
-    if not hasattr(layer.weight_quantizer, 'step_of') or bits == FULL: return 0.
-    with torch.no_grad():
-        v = layer.filters/layer.weight_quantizer.step_of(layer.filters, bits)
-        return float(((v < -2**(bits - 1) - .5) | (v > 2**(bits - 1) - .5)).float().mean())
+    if bits == FULL or not hasattr(layer.weight_quantizer, 'clipped'): return 0.
+    return layer.weight_quantizer.clipped(layer.filters, bits)
 
 # %% ../nbs/03_layers.ipynb #5cfaa1a9
 def bits_of(

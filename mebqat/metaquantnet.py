@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bits import FULL, Bits, Policy, check_width
+from .inputs import check_labels, logits_of
 from .layers import bit_layers, bits_of, use_bits
-from .methods import Step, soft_cross_entropy
+from .methods import Step, check_trainable, clamp_gradients, own_gradients, soft_cross_entropy
 from .seeds import generator_for
 
 # %% ../nbs/24_metaquantnet.ipynb #2a5eb550
@@ -44,6 +45,8 @@ class GeneratedWeight(nn.Module):
         return weight + (self.A2 @ F.relu(self.A1*u + self.c1)).view(weight.shape)
 
     def forward(self, weight:Tensor, bits:int) -> Tensor: return self.quantizer(self.generated(weight, bits), bits)
+    def calibrate(self, weight:Tensor): self.quantizer.calibrate(weight)
+    def clipped(self, weight:Tensor, bits:int) -> float: return self.quantizer.clipped(self.generated(weight, bits), bits) if hasattr(self.quantizer, 'clipped') else 0.
     def extra_repr(self) -> str: return f'{self.A2.shape[1]} hidden units, {self.A2.shape[0]} weights, u = bits/{self.widest:g}'
 
 # %% ../nbs/24_metaquantnet.ipynb #8ba303a1
@@ -193,15 +196,19 @@ class PolicyTraining:
 
     def __call__(self, model:nn.Module, batch:tuple[Tensor, Tensor], generator:torch.Generator) -> Step:
         (x, y), policies, losses, right = batch, self.policies(generator), [], 0
-        with torch.no_grad(): taught = None if self.teacher is None else self.teacher(x)
-        for policy in policies:
-            with use_bits(model, policy): logits = model(x)
-            loss = self.loss(logits, y, taught)
-            (loss/len(policies)).backward()
-            losses.append(float(loss.detach()))
-            right += float((logits.detach().argmax(1) == y).float().mean())
-        nn.utils.clip_grad_value_(model.parameters(), self.clamp)
-        return Step(sum(losses)/len(losses), right/len(policies), tuple(policies), len(policies) + (taught is not None), len(policies))
+        check_trainable(model, policies)
+        with torch.no_grad(): taught = None if self.teacher is None else logits_of(self.teacher(x))
+        with own_gradients(model):
+            for policy in policies:
+                with use_bits(model, policy):
+                    logits = logits_of(model(x))
+                    counts = check_labels(logits, y)
+                    loss = self.loss(logits[counts], y[counts], None if taught is None else taught[counts])
+                    (loss/len(policies)).backward()
+                losses.append(float(loss.detach()))
+                right += float((logits.detach().argmax(1) == y)[counts].float().mean())
+            clamped = clamp_gradients(model, self.clamp)
+        return Step(sum(losses)/len(losses), right/len(policies), tuple(policies), len(policies) + (taught is not None), len(policies), clamped)
 
 # %% ../nbs/24_metaquantnet.ipynb #a358aa02
 def _method(name, teacher, labels, **rest):

@@ -180,6 +180,12 @@ class LSQWeight(nn.Module):
         if bits == FULL: return w
         return lsq(w, self.step_of(w, bits), bits, matched=self.rule == 'relative')
 
+    @torch.no_grad()
+    def clipped(self, w:Tensor, bits:int) -> float:
+        "Share of weights beyond the outermost levels by more than half a step."
+        v, (low, high) = w/self.step_of(w, bits), grid(bits)
+        return float(((v < low - .5) | (v > high + .5)).float().mean())
+
 # %% ../nbs/02_quantizers.ipynb #26fa8821
 class PACTQuantizer(SignedInput):
     "PACT activations with a learned clipping level per width."

@@ -400,7 +400,7 @@ def test_weights_that_are_not_the_described_network_are_refused(runs, tmp_path, 
 
 def test_a_newer_file_names_the_version_that_wrote_it(runs, tmp_path):
     tensors, about = load_whole(runs/'qat'/'model.safetensors')
-    save_whole(tmp_path/'model.safetensors', tensors, {**about, 'version': 2, 'mebqat': '9.9'})
+    save_whole(tmp_path/'model.safetensors', tensors, {**about, 'version': 3, 'mebqat': '9.9'})
     refused('info', tmp_path, names='9.9')
 
 
