@@ -22,13 +22,12 @@ from .data import Pool, few_shot_name, jitter, load
 from .episodes import Episodes
 from .episodic import EpisodeScores, sweep_episodes
 from .fewshot import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn
-from .kernels import compile_kernels
 from .layers import bit_layers, calibrate, from_version_1, quantize, use_bits
 from .models import cnn4, cnn5
 from .quantizers import make_scheme
 from .runs import claim, weights_file
 from .seeds import generator_for, seed_for
-from .train import History, TrainConfig, fit, load_whole, save_whole
+from .train import History, TrainConfig, compile_with_progress, fit, load_whole, save_whole
 
 # %% ../nbs/36_fewruns.ipynb #02d62b4a
 FEW_SHOT_METHODS = ('pn', 'pn-qat', 'mebqat-pn', 'fomaml', 'fomaml-qat', 'mebqat-maml')
@@ -266,7 +265,7 @@ def train_few(
     if device != 'cpu': episodes.pool = train.to(device)
     claim(out, spec)
     if compile is None: compile = device == 'cpu' and spec.steps*spec.n_tasks*spec.n_way > 100_000
-    if compile: compile_kernels()
+    if compile: compile_with_progress(spec.scheme == 'dorefa')
     history = fit(model, method, episodes, config, out, resume, _validator(spec, checks), on_row, f'{spec.method} {Path(spec.data).name}', stop=stop)
     model.to('cpu')
     if not spec.over_bits and spec.bits == '' and spec.calibrate: calibrate(model, _example(spec, train))

@@ -198,7 +198,9 @@ def _apply(x, step, q_n, q_p, grad_scale, inverse):
     return _FakeQuant.apply(x, step.to(torch.float32 if x.dtype in HOLDS else x.dtype), q_n, q_p, grad_scale, inverse)
 
 # %% ../nbs/01_kernels.ipynb #f86c534d
-def compile_kernels() -> bool: # Are the compiled kernels in use now?
+def compile_kernels(
+    inverse:bool=False, # Also the form that DoReFa's activations take?
+) -> bool:              # Are the compiled kernels in use now?
     "Compile both halves of `fake_quant` for CPU tensors; keeps the eager ones, with a warning, where that fails."
     if _COMPILED: return True
     log = logging.getLogger('torch.utils.cpp_extension')
@@ -208,9 +210,10 @@ def compile_kernels() -> bool: # Are the compiled kernels in use now?
         made = {k: torch.compile(f, dynamic=True) for k,f in (('forward', _forward), ('backward', _backward))}
         x, s, low, high = torch.randn(4099), *(torch.tensor(v) for v in (.5, -2., 1.))
         with torch.no_grad():
-            for n in (4099, 2053):
-                made['forward'](x[:n].clone(), s, low, high, False)
-                made['backward'](x[:n].clone(), x[:n].clone(), s, low, high, False)
+            for form in (False, True)[:1 + inverse]:
+                for n in (4099, 2053):
+                    made['forward'](x[:n].clone(), s, low, high, form)
+                    made['backward'](x[:n].clone(), x[:n].clone(), s, low, high, form)
     except Exception as e:
         warnings.warn(f'quantizers stay uncompiled (slower, same results): {type(e).__name__}: {str(e).splitlines()[0]}')
         return False

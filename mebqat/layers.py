@@ -6,8 +6,8 @@
 __all__ = ['FULL_PAIR', 'KINDS', 'BN_MODES', 'Held', 'Quantized', 'QConv1d', 'QConv2d', 'QConv3d', 'QLinear', 'QConvTranspose1d',
            'QConvTranspose2d', 'QConvTranspose3d', 'OpenAttention', 'QMultiheadAttention', 'QOutProjection',
            'why_float', 'Seen', 'plain_attention', 'watch', 'SwitchableBatchNorm', 'follows', 'Quantization',
-           'stays_float', 'quantize', 'unwrapped', 'quantization_of', 'bit_layers', 'describe', 'clipped', 'bits_of',
-           'use_bits', 'calibrate', 'from_version_1']
+           'stays_float', 'quantize', 'unwrapped', 'quantization_of', 'bit_layers', 'describe', 'clipped',
+           'clip_shares', 'bits_of', 'use_bits', 'calibrate', 'from_version_1']
 
 # %% ../nbs/03_layers.ipynb #42cc27d8
 import copy
@@ -559,6 +559,16 @@ def clipped(
     "How much of a layer's weights a width cuts off."
     if bits == FULL or not hasattr(layer.weight_quantizer, 'clipped'): return 0.
     return layer.weight_quantizer.clipped(layer.filters, bits)
+
+
+def clip_shares(
+    model:nn.Module,      # A quantized network
+    widths:Iterable[int], # Weight bits
+) -> dict[str, float]:    # `clipped W2` and so on, 0..1; empty where the scheme clips no weights
+    "Share of all its weights that each width cuts off, as a monitor wants it."
+    layers = [m for m in bit_layers(model).values() if hasattr(m.weight_quantizer, 'clipped')]
+    total = sum(m.weight.numel() for m in layers)
+    return {f'clipped W{b}': sum(clipped(m, b)*m.weight.numel() for m in layers)/total for b in widths if layers}
 
 # %% ../nbs/03_layers.ipynb #5cfaa1a9
 def bits_of(

@@ -23,15 +23,14 @@ from .bits import FULL, Bits, BitSpace, Policy
 from .cost import profile
 from .data import Pool, augment, few_shot_name, load
 from .evaluate import answers
-from .kernels import compile_kernels
-from .layers import Quantized, bit_layers, from_version_1, quantize, use_bits
+from .layers import Quantized, bit_layers, clip_shares, from_version_1, quantize, use_bits
 from .metaquantnet import export_weights, generate, metaquantnet, policies_of
 from .methods import FP, adabits, any_precision, float_training, mebqat, qat
 from .models import check_positive, make
 from .quantizers import make_scheme
 from .settings import LEARNED, learner, same_layers, spell, unspell
 from .surface import write_text
-from .train import Batches, History, TrainConfig, fit, load_whole, save_whole, seed_for
+from .train import Batches, History, TrainConfig, compile_with_progress, fit, load_whole, save_whole, seed_for
 
 # %% ../nbs/35_runs.ipynb #a09d2fc7
 METHODS = ('float', 'ptq', 'qat', 'adabits', 'any-precision', 'mebqat', 'metaquantnet', 'adaqat', 'fracbits')
@@ -217,12 +216,14 @@ def _validation(spec, train, val, method):
     some = [b for b in spec.space() if b.w == b.a or len(spec.space()) == 1]
     some = list(dict.fromkeys([*some[:1], *[b for b in some if b.w in (4, 8, FULL)]]))
     part = val.subset(1000, torch.Generator().manual_seed(0)) if len(val) > 1000 else val
+    trained = {b.w for b in spec.space()} - {FULL}
+    widths = sorted(trained & {2, 4, 8}) or sorted(trained)[:1]
     def validate(model):
         if not any(isinstance(m, Quantized) for m in model.modules()): return {'val FP': float(answers(model, part)[0].float().mean())}
         out = {}
         for name,bits in {'found': method.bits}.items() if spec.method in LEARNED else {'policy': spec.the_policy()}.items() if spec.policy else ((b, b) for b in some):
             with deployed(model, bits, train, 500): out[f'val {name}'] = float(answers(model, part)[0].float().mean())
-        return out
+        return out | clip_shares(model, widths)
     return validate
 
 
@@ -273,7 +274,7 @@ def train_run(
     claim(out, spec)
     history = History()
     if compile is None: compile = device == 'cpu' and spec.epochs*len(train)*train.images[0].numel() > 1e8
-    if compile and spec.method not in ('float', 'ptq'): compile_kernels()
+    if compile and spec.method not in ('float', 'ptq'): compile_with_progress(spec.scheme == 'dorefa')
     if spec.method != 'ptq':
         history = fit(model, method, batches, config, out, resume, _validation(spec, train, val, method), on_row, f'{spec.method} {spec.data if len(spec.data) < 20 else Path(spec.data).name}', stop=stop)
     signed = {n: m.signed for n,m in bit_layers(model).items()} if spec.method != 'float' else {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batches', 'batch_function', 'TrainConfig', 'make_optimizer', 'save_whole', 'load_whole', 'History', 'Interrupted',
-           'gentle_interrupt', 'Keeper', 'progress', 'fit']
+           'gentle_interrupt', 'Keeper', 'progress', 'compile_with_progress', 'fit']
 
 # %% ../nbs/22_train.ipynb #ad230f02
 import json
@@ -197,7 +197,7 @@ class History:
         frame = self.to_frame()
         fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
         fig.add_scatter(x=frame.step, y=frame.loss, name='training loss', mode='lines+markers', row=1, col=1)
-        for name in [c for c in frame if c not in ('step', 'loss', 'lr', 'seconds') and not c.endswith(' bits')]:
+        for name in [c for c in frame if c not in ('step', 'loss', 'lr', 'seconds') and not c.endswith(' bits') and not c.startswith('clipped ')]:
             fig.add_scatter(x=frame.step, y=frame[name], name=name, mode='lines+markers', row=1, col=2)
         fig.update_xaxes(title_text='step')
         fig.update_yaxes(title_text='loss', row=1, col=1)
@@ -287,6 +287,17 @@ def progress(
     seen = sys.stderr.isatty() or ('ipykernel' in sys.modules and 'IN_TEST' not in os.environ)
     shown = seen and threading.current_thread() is threading.main_thread()
     return tqdm(total=total, initial=done, desc=desc, disable=not shown, leave=False, mininterval=0.5)
+
+
+def compile_with_progress(
+    inverse:bool=False, # Also the form that DoReFa's activations take?
+) -> bool:              # Are the compiled quantizers in use now?
+    "Compile the quantizers behind a bar: seconds, once, and no more at any width."
+    from mebqat.kernels import compile_kernels
+    with progress(1, 0, 'compiling the quantizers, once') as bar:
+        done = compile_kernels(inverse)
+        bar.update()
+    return done
 
 # %% ../nbs/22_train.ipynb #5eb7adb0
 def fit(
