@@ -135,7 +135,7 @@ class QConv3d(_QConv, nn.Conv3d): "A 3-D convolution with a bitwidth."
 class QLinear(Quantized, nn.Linear):
     "A linear layer with a bitwidth."
     def forward(self, input:Tensor) -> Tensor:
-        return super().forward(input) if self.now().is_full else F.linear(*self.quantized(input), self.bias)
+        return nn.Linear.forward(self, input) if self.now().is_full else F.linear(*self.quantized(input), self.bias)
 
 # %% ../nbs/03_layers.ipynb #1db998ac
 class _QConvTranspose(Quantized):

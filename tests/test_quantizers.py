@@ -449,6 +449,21 @@ for a, b in zip(eager, run()):
     assert all(torch.equal(p, q) and p.stride() == q.stride() for p, q in zip(a[:4], b[:4]))
     assert a[4].shape == b[4].shape and bool(((a[4] - b[4]).abs() <= 1e-5*torch.maximum(a[4].abs(), a[5])).all()), (a[4], b[4])
 assert min(calls.values()) >= 20, calls
+from torch._dynamo.utils import counters
+from mebqat.bits import Bits
+from mebqat.layers import quantize, use_bits
+from mebqat.quantizers import LSQ
+counters.clear()
+for bits, signed, n in itertools.product(range(1, 17), (True, False), (4099, 640)):
+    if bits == 1 and signed: continue
+    a, s = torch.randn(n, requires_grad=True), torch.tensor(.1, requires_grad=True)
+    fake_quant(a, s, *grid(bits, signed), None).sum().backward()
+    dorefa_act(a, bits, signed).sum().backward()
+net = quantize(torch.nn.Sequential(torch.nn.Conv2d(2, 16, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(576, 4)), LSQ(), example=torch.randn(8, 2, 8, 8), skip='none')
+for w, a in ((2, 2), (16, 3), (5, 32), (32, 7), (9, 9)):
+    with use_bits(net, Bits(w, a)): net(torch.randn(3 + w, 2, 8, 8).to(memory_format=torch.channels_last if w % 2 else torch.contiguous_format)).sum().backward()
+assert not counters['stats'].get('unique_graphs', 0), counters  # all that there are were compiled above
+assert not counters['graph_break'] and not counters['unimplemented'], counters
 '''
 
 
@@ -457,3 +472,4 @@ def test_compiled_kernels_equal_the_eager_ones(tmp_path):
     done = subprocess.run([sys.executable, '-c', COMPILED], cwd=tmp_path, capture_output=True, text=True)
     if done.returncode == 77: pytest.skip(f'the compiler here cannot build the kernels: {done.stderr.strip()[-200:]}')
     assert done.returncode == 0, done.stderr
+    assert 'recompile' not in done.stderr, done.stderr

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from typer.testing import CliRunner
 
 import mebqat.train as training
-from mebqat.bits import FULL, Bits, BitSpace
+from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.cli import app
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import (Bitwidths, Step, adabits, any_precision, average_gradients, float_training, mebqat, qat,
@@ -398,6 +398,131 @@ def test_methods_clamp_at_ten_unless_told_otherwise():
     with torch.no_grad(): model[10].weight.mul_(1e4)
     qat(Bits(4, 4))(model, IMAGES.batch(slice(0, 16)), generator_for(0))
     assert max(p.grad.abs().max() for p in model.parameters() if p.grad is not None) == 10
+
+
+def small(seed=0):
+    "A network without batch norm and dropout, so that calls repeat exactly."
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4))
+    return quantize(net, LSQ(), example=IMAGES.x, skip='none')
+
+
+METHODS = [mebqat(SPACE), mebqat(SPACE, n_tasks=1), qat(Bits(2, 2)), qat(Policy({'2': Bits(2, 2)})), adabits(SPACE), any_precision(SPACE), float_training()]
+every_method = pytest.mark.parametrize('method', METHODS, ids=lambda m: f'{m.name}-{len(m.fixed) + m.n_random}')
+
+
+def gradients(model): return {n: p.grad.clone() for n,p in model.named_parameters() if p.grad is not None}
+
+
+@every_method
+def test_gradients_of_calls_add_up(method):
+    parts, seeds = [IMAGES.batch(slice(0, 16)), IMAGES.batch(slice(16, 48)), IMAGES.batch(slice(48, 64))], range(3)
+    together, apart = small(), []
+    for part, seed in zip(parts, seeds):
+        one = small()
+        method(one, part, generator_for(seed))
+        method(together, part, generator_for(seed))
+        apart.append(gradients(one))
+    for n,g in gradients(together).items(): assert_close(g, sum(a[n] for a in apart if n in a), rtol=1e-5, atol=1e-7, msg=lambda m: f'{n}: {m}')
+
+
+@every_method
+def test_an_earlier_gradient_is_neither_divided_nor_cut(method):
+    model, batch = small(), IMAGES.batch(slice(0, 32))
+    method(model, batch, generator_for(1))
+    alone = gradients(model)
+    model.zero_grad()
+    (1000*sum(p.sum() for p in model.parameters())).backward()
+    held = {n: p.grad for n,p in model.named_parameters()}
+    method(model, batch, generator_for(1))
+    for n,p in model.named_parameters():
+        assert_close(p.grad, 1000 + alone.get(n, torch.zeros_like(p)), rtol=1e-6, atol=0)
+        assert p.grad is held[n]  # what an optimizer or a hook holds on to
+
+
+@every_method
+def test_a_step_that_fails_leaves_the_gradients_as_they_were(method):
+    model, (x, y) = small(), IMAGES.batch(slice(0, 32))
+    method(model, (x, y), generator_for(1))
+    held = {n: (p.grad, p.grad.clone()) for n,p in model.named_parameters() if p.grad is not None}
+    for fails_at in range(1, 1 + min(3, len(method.pairs(generator_for(0))))):
+        calls = []
+        def fail(*_):
+            calls.append(1)
+            if len(calls) == fails_at: raise KeyError('stop')
+        for hooked in (model[5].register_forward_hook(fail), model[5].register_full_backward_hook(fail)):
+            calls.clear()
+            with pytest.raises(KeyError): method(model, (x, y), generator_for(2))
+            hooked.remove()
+            assert all(p.grad is held[n][0] and torch.equal(p.grad, held[n][1]) if n in held else p.grad is None for n,p in model.named_parameters())
+            assert {str(m.bits) for m in bit_layers(model).values()} == {'FP'}
+    with pytest.raises(ValueError, match='labels'): method(model, (x, y + 9), generator_for(0))
+    assert all(torch.equal(p.grad, held[n][1]) for n,p in model.named_parameters() if n in held)
+
+
+@pytest.mark.parametrize('method', [qat(Bits(2, 2)), mebqat(SPACE), adabits([Bits(4, 4)]), any_precision([Bits(4, 4)]), qat(Policy({'0': Bits(2, 2)}))], ids=lambda m: m.name)
+def test_a_network_without_bits_is_not_trained_at_any(method):
+    torch.manual_seed(0)
+    for net in (network(None), nn.Sequential(nn.Flatten(), nn.Linear(128, 4))):
+        with pytest.raises(ValueError, match=r'no bits.*quantize\(model, scheme, example=\.\.\.\)'): method(net, IMAGES.batch(slice(0, 16)), generator_for(0))
+        assert all(p.grad is None for p in net.parameters())
+        assert float_training()(net, IMAGES.batch(slice(0, 16)), generator_for(0)).loss > 0
+    with pytest.raises(ValueError, match='no bits'): fit(network(None), method, batches(), TrainConfig(3))
+
+
+@pytest.mark.parametrize('bound', [1e-3, 1e-2, 10., None])
+def test_a_step_counts_what_its_bound_cut(bound):
+    model, free = small(), small()
+    pairs = (FP, Bits(2, 2), Bits(4, 8))
+    Bitwidths('these', pairs, clamp=None)(free, IMAGES.batch(slice(0, 32)), generator_for(0))
+    step = Bitwidths('these', pairs, clamp=bound)(model, IMAGES.batch(slice(0, 32)), generator_for(0))
+    wanted = gradients(free)
+    assert step.clamped == (0 if bound is None else sum(int((g.abs() > bound).sum()) for g in wanted.values()))
+    assert (step.clamped > 0) == (bound in (1e-3, 1e-2))
+    for n,g in gradients(model).items(): assert torch.equal(g, wanted[n] if bound is None else wanted[n].clamp(-bound, bound))
+
+
+def test_any_precision_walks_from_the_most_bit_operations_down():
+    pairs = [Bits(2, 8), Bits(8, 2), Bits(4, 4), Bits(2, 2), Bits(FULL, 2), Bits(3, FULL), Bits(8, 8), FP]
+    order = any_precision(reversed(pairs)).fixed
+    assert order == any_precision(pairs).fixed == (FP, Bits(3, FULL), Bits(FULL, 2), Bits(8, 8), Bits(8, 2), Bits(4, 4), Bits(2, 8), Bits(2, 2))
+    assert len(any_precision([FP, FP, Bits(2, 2), Bits(2, 2)]).fixed) == 2
+
+
+@every_method
+def test_ignored_labels_count_for_nothing(method):
+    (x, y), some = IMAGES.batch(slice(0, 32)), torch.arange(32) % 3 != 0
+    masked, fewer = small(), small()
+    a = method(masked, (x, torch.where(some, y, -100)), generator_for(4))
+    b = method(fewer, (x[some], y[some]), generator_for(4))
+    assert a.accuracy == pytest.approx(b.accuracy) and a.loss == pytest.approx(b.loss, rel=1e-5)
+    wanted = gradients(fewer)
+    for n,g in gradients(masked).items():
+        if '.step.' not in n: assert_close(g, wanted[n], rtol=1e-4, atol=1e-6, msg=lambda m: f'{n}: {m}')  # a step's pace counts all inputs
+
+
+class Answers(nn.Module):
+    "A network that returns its logits in a wrapping."
+    def __init__(self, body, wrap):
+        super().__init__()
+        self.body, self.wrap = body, wrap
+    def forward(self, x): return self.wrap(self.body(x))
+
+
+class Output:
+    def __init__(self, logits): self.loss, self.logits = None, logits
+
+
+@pytest.mark.parametrize('wrap', [lambda z: (z, z - 1), lambda z: [z], Output, lambda z: {'logits': z, 'hidden': None}, lambda z: Output((z, z))],
+                         ids=['tuple', 'list', 'object', 'mapping', 'object of a tuple'])
+@every_method
+def test_answers_may_come_wrapped(wrap, method):
+    batch = IMAGES.batch(slice(0, 32))
+    bare, wrapped = Answers(small(), lambda z: z), Answers(small(), wrap)
+    if any(isinstance(b, Policy) for b in method.fixed): method = qat(Policy({'body.2': Bits(2, 2)}))
+    assert method(bare, batch, generator_for(0)) == method(wrapped, batch, generator_for(0))
+    assert same(gradients(bare), gradients(wrapped))
+    with pytest.raises(TypeError, match='must return logits'): method(Answers(small(), lambda z: {'scores': z}), batch, generator_for(0))
 
 
 # Settings
