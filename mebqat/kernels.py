@@ -95,7 +95,7 @@ _COMPILED = {}  # filled by `compile_kernels`
 
 
 def _flat(x:Tensor):
-    "A dense tensor as a line in memory order, without autograd's marks (the compiler would compile for each); None where there is none."
+    "A dense tensor as a line in memory order, without autograd's marks; None where there is none."
     if x.numel() < 2: return None
     if x.is_contiguous(): return x.view(-1).data
     for order in ((0, 2, 3, 1), (0, 2, 3, 4, 1)):
@@ -109,7 +109,8 @@ def _bound(level:int, like:Tensor) -> Tensor:
     "An end of the grid as a 0-dimensional tensor, made once."
     key = level, like.dtype, like.device
     if key not in _BOUNDS:
-        with torch.inference_mode(False): _BOUNDS[key] = torch.tensor(float(level), dtype=like.dtype, device=like.device)
+        with torch.inference_mode(False):
+            _BOUNDS[key] = torch.tensor(float(level), dtype=like.dtype, device=like.device)
     return _BOUNDS[key]
 
 
@@ -123,7 +124,8 @@ def _run(name, tensors, step, q_n, q_p, inverse):
     like, flat = tensors[-1], None
     if _transformed(*tensors, step): low, high = (step.new_tensor(float(q)) for q in (q_n, q_p))
     else: low, high = _bound(q_n, step), _bound(q_p, step)
-    if name in _COMPILED and step.numel() == 1 and like.device.type == 'cpu' and like.dtype == torch.float32 and not _transformed(*tensors, step):
+    plain = like.device.type == 'cpu' and like.dtype == torch.float32 and not _transformed(*tensors, step)
+    if name in _COMPILED and step.numel() == 1 and plain:
         flat = [_flat(t) for t in tensors]
     if not flat or any(f is None for f in flat) or any(t.stride() != like.stride() for t in tensors):
         return (_forward if name == 'forward' else _backward)(*tensors, step, low, high, inverse)
@@ -155,7 +157,9 @@ class _FakeQuant(torch.autograd.Function):
         if fast and dy.stride() != x.stride() and not _transformed(dy, x): dy = torch.empty_like(x).copy_(dy)
         tensors, kind = (_precise(dy), _precise(x.detach())), x.dtype
         if fast: dx, ds, squares, size = _run('backward', tensors, step, q_n, q_p, inverse)
-        else: dx, ds, squares, size = _backward(*tensors, step.detach(), *(step.new_tensor(float(q)) for q in (q_n, q_p)), inverse)
+        else:
+            low, high = (step.new_tensor(float(q)) for q in (q_n, q_p))
+            dx, ds, squares, size = _backward(*tensors, step.detach(), low, high, inverse)
         if ctx.needs_input_grad[1] and grad_scale is None: grad_scale = _matched(squares, size, step.detach(), inverse)
         return dx.to(kind), ds*grad_scale if ctx.needs_input_grad[1] else None, None, None, None, None
 
@@ -166,7 +170,9 @@ class _FakeQuant(torch.autograd.Function):
         inside, t = _slopes(z, step, *(step.new_tensor(float(q)) for q in (q_n, q_p)), inverse)
         moved = 0 if dx is None else torch.where(inside, _precise(dx), 0)
         if dstep is None: return moved.to(x.dtype)
-        if grad_scale is None: grad_scale = _matched((t*t).sum_to_size(step.shape), (z*z).sum_to_size(step.shape), step, inverse)
+        if grad_scale is None:
+            squares, size = ((u*u).sum_to_size(step.shape) for u in (t, z))
+            grad_scale = _matched(squares, size, step, inverse)
         return (moved + t*dstep*grad_scale).to(x.dtype)
 
 # %% ../nbs/01_kernels.ipynb #44106421
@@ -179,7 +185,8 @@ def check_holds(
 ):
     "Refuse a grid that is finer than the type (ValueError)."
     if bits != FULL and bits > HOLDS.get(dtype, bits):
-        raise ValueError(f'{str(dtype).removeprefix("torch.")} tells {HOLDS[dtype]}-bit numbers apart, not {bits}-bit ones; use float32 (and no autocast) at {bits} bits, or fewer bits')
+        raise ValueError(f'{str(dtype).removeprefix("torch.")} tells {HOLDS[dtype]}-bit numbers apart, not '
+                         f'{bits}-bit ones; use float32 (and no autocast) at {bits} bits, or fewer bits')
 
 
 def fake_quant(
@@ -215,7 +222,8 @@ def compile_kernels(
                     made['forward'](x[:n].clone(), s, low, high, form)
                     made['backward'](x[:n].clone(), x[:n].clone(), s, low, high, form)
     except Exception as e:
-        warnings.warn(f'quantizers stay uncompiled (slower, same results): {type(e).__name__}: {str(e).splitlines()[0]}')
+        warnings.warn(f'quantizers stay uncompiled (slower, same results): {type(e).__name__}: '
+                      f'{str(e).splitlines()[0]}')
         return False
     finally: log.setLevel(level)
     _COMPILED.update(made)
@@ -244,7 +252,7 @@ def _over(w:Tensor, per_channel:bool):
 
 
 def _unit(w:Tensor, per_channel:bool) -> tuple[Tensor, Tensor]:
-    "tanh of the weights, stretched to fill [0, 1], and which are stretched at all: a tensor or channel of zeros is not."
+    "tanh of the weights, stretched to fill [0, 1], and which are stretched at all: zeros are not."
     t = w.tanh()
     top = t.abs().amax(_over(w, per_channel), keepdim=True)
     alive = top > 0

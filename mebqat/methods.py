@@ -33,7 +33,7 @@ def soft_cross_entropy(
 def own_gradients(
     model:nn.Module, # A network, perhaps with gradients of earlier calls
 ) -> Iterator[None]:
-    "Inside the block `.grad` holds the block's gradients alone; afterwards the sum of old and new, or the old ones if it fails."
+    "Inside the block `.grad` holds the block's gradients alone; afterwards old and new summed, or the old if it fails."
     before = [(p, p.grad) for p in model.parameters()]
     for p,_ in before: p.grad = None
     try: yield
@@ -122,8 +122,8 @@ class Bitwidths:
         loss, accuracy = (float(sum(values))/len(pairs) for values in zip(*losses))
         return Step(loss, accuracy, tuple(pairs), len(pairs), len(pairs), clamped)
 
-    def tasks(self, model:nn.Module, batch:tuple[Tensor, Tensor], pairs:list[Bits], has_bits:bool) -> Iterator[tuple[Tensor, Tensor]]:
-        "Forward and backward at each pair, the backward pass at the pair too: a checkpointed network runs forward again in it."
+    def tasks(self, model:nn.Module, batch:tuple[Tensor, Tensor], pairs:list[Bits], has_bits:bool):
+        "Loss and accuracy of each pair; backward at the pair too: a checkpointed network runs forward in it."
         (x, y), teacher = batch, None
         for bits in pairs:
             with use_bits(model, bits) if has_bits else nullcontext():
@@ -141,12 +141,15 @@ def check_trainable(
     model:nn.Module,          # What is to be trained
     pairs:Iterable[Bits|Policy], # At which settings
 ) -> bool:                    # Does it have bits?
-    "Refuse a float network that is to be trained at bits, and a distributed one that waits for steps which some pairs do not use (ValueError)."
+    "Refuse a float network to be trained at bits, and a distributed one that waits for unused steps."
     has_bits = any(isinstance(m, Quantized) for m in model.modules())
     low = [b for b in pairs if not (isinstance(b, Bits) and b.is_full)]
-    if low and not has_bits: raise ValueError(f'the network has no bits to be trained at {low[0]}: call quantize(model, scheme, example=...) first')
+    if low and not has_bits:
+        raise ValueError(f'the network has no bits to be trained at {low[0]}: call quantize(model, scheme, '
+                         f'example=...) first')
     if low and isinstance(model, nn.parallel.DistributedDataParallel) and not model.find_unused_parameters:
-        raise ValueError('a step at one pair leaves the steps of other widths unused: DistributedDataParallel(model, find_unused_parameters=True)')
+        raise ValueError('a step at one pair leaves the steps of other widths unused: DistributedDataParallel(model, '
+                         'find_unused_parameters=True)')
     return has_bits
 
 # %% ../nbs/21_methods.ipynb #30961865
@@ -161,13 +164,15 @@ def mebqat(
 ) -> Bitwidths:                         # The method
     "MEBQAT for bitwidths (Youn et al.): mean gradient over a few sampled bitwidth tasks, full precision teaches."
     guaranteed = tuple(guaranteed)
-    if n_tasks < len(guaranteed): raise ValueError(f'n_tasks={n_tasks} is fewer than the {len(guaranteed)} guaranteed pairs')
-    if distill and guaranteed[:1] != (FP,): raise ValueError('distillation needs full precision as the first guaranteed pair')
+    if n_tasks < len(guaranteed):
+        raise ValueError(f'n_tasks={n_tasks} is fewer than the {len(guaranteed)} guaranteed pairs')
+    if distill and guaranteed[:1] != (FP,):
+        raise ValueError('distillation needs full precision as the first guaranteed pair')
     return Bitwidths('mebqat', guaranteed, space, n_tasks - len(guaranteed), 'full' if distill else 'none')
 
 # %% ../nbs/21_methods.ipynb #1154f890
 def _widest_first(pairs):
-    "From the most expensive pair, by weight bits times activation bits, to the cheapest; of two equal ones the wider weights first."
+    "From the most bit operations, weight bits times activation bits, to the fewest; then wider weights first."
     return tuple(sorted(pairs, key=lambda b: (b.w*b.a, b.w), reverse=True))
 
 
@@ -193,5 +198,5 @@ def adabits(
 def any_precision(
     pairs:Iterable[Bits], # The list; full precision is put first if it is missing
 ) -> Bitwidths:           # The method
-    "Any-Precision (Yu et al.): every pair, the most bit operations first, each taught by the one before it (recursive distillation)."
+    "Any-Precision (Yu et al.): every pair, the most bit operations first, each taught by the one before it."
     return Bitwidths('any-precision', _widest_first({FP, *pairs}), teacher='previous', labels=False)

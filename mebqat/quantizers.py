@@ -33,7 +33,8 @@ class WidthTable(nn.Module):
             self.log_factor = nn.Parameter(torch.zeros_like(values))
 
     @property
-    def learned(self) -> nn.Parameter: return self.value if hasattr(self, 'value') else self.log_factor  # what training moves
+    def learned(self) -> nn.Parameter: # What training moves
+        return self.value if hasattr(self, 'value') else self.log_factor
 
     def row(self, bits:int) -> int: return 0 if len(self.learned) == 1 else bits - 1
 
@@ -69,14 +70,16 @@ def fitted_step(
     signed:bool=True,       # Signed grid?
     per_channel:bool=False, # A step for each channel?
     rounds:int=5,           # Newton steps
-) -> Tensor:                # Broadcastable to `x`, without gradient: nearly the step of least squared error; 0 for zeros
+) -> Tensor:                # Nearly the step of least squared error, broadcastable to `x`, no gradient; 0 for zeros
     "Balance what a clipping level cuts off against what its grid rounds, by Newton's method from below."
     a = x.detach().abs()
     a = a.float() if a.dtype in HOLDS else a
     over = tuple(range(1, x.dim())) if per_channel else tuple(range(x.dim()))
     noise, size = 4.0**-bits/(3 if signed else 12), (a > 0).sum(over, keepdim=True)
     c = a.amax(over, keepdim=True)*.999
-    if bits <= 8: c = torch.minimum(c, (a.square().sum(over, keepdim=True)/size.clamp_min(1)).sqrt()*(1 + .37*(bits + (not signed))))
+    if bits <= 8:
+        rms = (a.square().sum(over, keepdim=True)/size.clamp_min(1)).sqrt()
+        c = torch.minimum(c, rms*(1 + .37*(bits + (not signed))))
     for _ in range(rounds):
         outside = a > c
         count = outside.sum(over, keepdim=True)
@@ -105,7 +108,9 @@ def start_steps(
     x = x.detach().float().cpu()
     g = torch.Generator().manual_seed(0)
     unit = torch.randn(1, 8192, generator=g) if signed else torch.randn(1, 8192, generator=g).abs()
-    def step(x, b): return (paper_step(x, b, signed, per_channel) if init == 'paper' else fitted_step(x, b, signed, per_channel, rounds=8)).flatten()
+    def step(x, b):
+        if init == 'paper': return paper_step(x, b, signed, per_channel).flatten()
+        return fitted_step(x, b, signed, per_channel, rounds=8).flatten()
     steps, blind = (torch.stack([step(v, b) for b in WIDTHS]) for v in (x, unit))
     return torch.where(steps > 0, steps, blind)
 
@@ -160,12 +165,14 @@ class LSQWeight(nn.Module):
         super().__init__()
         self.per_channel, self.shared, self.init, self.rule = per_channel, shared, init, rule
         self.relative = rule == 'relative' and not shared
-        self.step = WidthTable(torch.ones(1 if shared else 16, len(w) if per_channel else 1), linear=rule == 'published')
+        start = torch.ones(1 if shared else 16, len(w) if per_channel else 1)
+        self.step = WidthTable(start, linear=rule == 'published')
         self.calibrate(w)
 
     def calibrate(self, w:Tensor):
         "Begin again from other weights; relative steps follow them anyway, and only forget what they learned."
-        steps = torch.ones(16, self.step.learned.shape[1]) if self.relative else start_steps(w, True, self.per_channel, self.init)
+        if self.relative: steps = torch.ones(16, self.step.learned.shape[1])
+        else: steps = start_steps(w, True, self.per_channel, self.init)
         self.step.restart(steps[1:2] if self.shared else steps)
 
     def step_of(self,
@@ -226,7 +233,8 @@ class DoReFaWeight(nn.Module):
     def calibrate(self, w:Tensor):
         "Begin again from other weights."
         alive = w.detach().reshape(len(self.extra), -1).any(1)
-        self.extra.copy_(torch.where(alive, 0, 1.128*w[0].numel()**-.5))  # mean magnitude of He's start, normal with variance 2/fan in
+        usual = 1.128*w[0].numel()**-.5  # mean magnitude of He's start, normal with variance 2/fan in
+        self.extra.copy_(torch.where(alive, 0, usual))
 
     def forward(self, w:Tensor, bits:int) -> Tensor:
         return dorefa_weight(w, bits, self.scale, self.per_channel, self.extra.view(-1, *[1]*(w.dim() - 1)))
@@ -287,7 +295,8 @@ class LSQ:
     def __post_init__(self):
         _check_switches(self)
         if self.init not in ('mse', 'paper'): raise ValueError(f"init must be 'mse' or 'paper', got {self.init!r}")
-        if self.rule not in ('relative', 'published'): raise ValueError(f"rule must be 'relative' or 'published', got {self.rule!r}")
+        if self.rule not in ('relative', 'published'):
+            raise ValueError(f"rule must be 'relative' or 'published', got {self.rule!r}")
 
     def weight(self,
         weight:Tensor,      # The layer's weights, output channels first
@@ -316,7 +325,8 @@ class DoReFa:
     def __post_init__(self):
         _check_switches(self)
         if self.scale not in ('mean', None): raise ValueError(f"scale must be 'mean' or None, got {self.scale!r}")
-        if self.act_clip not in ('unit', 'pact'): raise ValueError(f"act_clip must be 'unit' or 'pact', got {self.act_clip!r}")
+        if self.act_clip not in ('unit', 'pact'):
+            raise ValueError(f"act_clip must be 'unit' or 'pact', got {self.act_clip!r}")
 
     def weight(self,
         weight:Tensor,      # The layer's weights, output channels first
@@ -376,7 +386,8 @@ def make_scheme(
     "A scheme from its name and options; ValueError names what is unknown."
     if name not in SCHEMES: raise ValueError(f'no scheme called {name!r}; there are {", ".join(SCHEMES)}')
     known = [f.name for f in fields(SCHEMES[name])]
-    if unknown := [k for k in options if k not in known]: raise ValueError(f'scheme {name} has no option {unknown[0]!r}; it has {", ".join(known)}')
+    if unknown := [k for k in options if k not in known]:
+        raise ValueError(f'scheme {name} has no option {unknown[0]!r}; it has {", ".join(known)}')
     return SCHEMES[name](**options)
 
 
