@@ -81,12 +81,23 @@ def paired(doc, titles):
 def omniglot():
     "Parts about Omniglot by name."
     doc, out = load('omniglot_few_shot'), {}
-    caption = 'Accuracy on characters never seen in training, with intervals over 600 episodes.'
+    caption = 'Accuracy on characters never seen in training, with intervals over 600 episodes; batch norm on the statistics of the batch.'
     for key,shot,maml,low in (('omniglot', 1, False, 0.7), ('omniglot', 5, False, 0.9), ('omniglot maml', 1, True, 0.7)):
         runs = few_shot_runs(doc, shot, maml)
         out[f'{key} {shot}'] = by_pair({k: s for k,s in runs.items() if k != FEW_SHOT['pn-handicap']}, f'Omniglot, 20-way {shot}-shot', caption).update_yaxes(range=[low, 1])
         out[f'{key} table {shot}'] = pd.DataFrame({k: {b: percent(s.at(b)) for b in s} for k,s in runs.items()}).sort_index().rename(str).fillna('').rename_axis(columns='accuracy, % (interval)')
     return out | {'omniglot paired': paired(doc, FEW_SHOT), 'omniglot protocol': protocol(doc['about'], *FEW_SHOT_ABOUT)}
+
+
+def one_query():
+    "Parts about smaller batches of queries by name."
+    doc, rows = load('omniglot_one_query'), {}
+    names = {'omniglot_mebqat_pn': 'MEBQAT-PN', 'omniglot_mebqat_maml': 'MEBQAT-MAML'}
+    for r in doc['rows']:
+        less = f' ({r["minus together"]["mean"]:+.1f}: {r["minus together"]["low"]:+.1f} to {r["minus together"]["high"]:+.1f})' if 'minus together' in r else ''
+        rows.setdefault((names[r['network']], r['queries']), {})[r['bits']] = f'{r["accuracy"]["mean"]:.1f}{less}'
+    table = pd.DataFrame([{'network': a, 'queries in a batch': q, **of} for (a,q),of in rows.items()])
+    return {'one query table': table, 'one query protocol': protocol(doc['about'], 'networks', 'episodes', 'together', 'one query', 'one class', 'beside the support', 'interval', 'command')}
 
 
 DESIGNS = {'single': 'one episode at one pair', 'both': 'four episodes at a pair each', 'single-as-many-steps': 'one episode at one pair, as many steps', 'inner': 'MEBQAT-PN, one episode at four pairs', 'pn-qat': 'PN+QAT, a network each', 'pn': 'PN, rounded afterwards'}
@@ -138,5 +149,5 @@ def policies():
 
 def parts():
     "HTML by name."
-    made = cifar10() | policies() | omniglot() | miniimagenet()
+    made = cifar10() | policies() | omniglot() | one_query() | miniimagenet()
     return {k: v if isinstance(v, str) else part(v, k.replace(' ', '-')) for k,v in made.items()}
