@@ -91,6 +91,7 @@ class Quantized(Held):
         "Say once that negatives reach a grid without any; looks at the first 16 inputs, then ever more rarely."
         if self.signed or self.bits.a == FULL or torch.compiler.is_compiling(): return
         if torch._C._functorch.is_functorch_wrapped_tensor(x): return
+        if x.is_cuda and torch.cuda.is_current_stream_capturing(): return  # a recorded graph cannot be asked
         calls = self.__dict__['_calls'] = self.__dict__.get('_calls', 0) + 1
         if calls < 0 or (calls > 16 and calls & (calls - 1)) or not bool((x.detach() < 0).any()): return
         self.__dict__['_calls'] = -2**62  # said

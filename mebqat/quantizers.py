@@ -286,7 +286,7 @@ class LSQ:
     "Learned step size quantization for weights and activations."
     per_channel: bool = False       # A weight step per output channel?
     shared_step: bool = False       # The reference's single step for all widths?
-    init: str = 'mse'               # Start of the steps: `mse` or `paper`
+    init: str = 'mse'               # Start of steps that do not follow weights: `mse` (least error) or `paper`
     reference_compat: bool = False  # The reference's 2**b + 1 activation levels?
     rule: str = 'relative'          # Steps relative to the tensor (`relative`), or LSQ's own (`published`)
     name: ClassVar[str] = 'lsq'
