@@ -413,6 +413,7 @@ def follows(
     return out
 
 
+@torch.inference_mode(False)
 def _set_norms(model, mode, space, seen, free):
     "Apply a batch norm choice to a float model; a norm used in several places stays one."
     leaders, made = follows(seen, free), {}
@@ -525,6 +526,7 @@ def _nothing(seen, skip, left):
     return f'nothing to quantize: the example reaches no {KINDS}; what holds weights is {some or "nothing"}'
 
 
+@torch.inference_mode(False)  # what is made here must be able to learn later
 def _quantizers(name, layer, scheme, seen):
     "A layer's two quantizers; the layer is not changed."
     if not layer.weight.isfinite().all() if hasattr(layer, 'weight') else not layer.in_proj_weight.isfinite().all():

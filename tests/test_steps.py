@@ -293,7 +293,7 @@ class Branch(nn.Module):
 def test_a_branch_that_starts_closed_opens(scheme):
     with pytest.warns(UserWarning, match='b nothing but zeros'): net = quantize(Branch(), scheme, example=POINTS, skip='none')
     loss = learns(net, Bits(4, 4), POINTS, CLASSES)
-    closed = quantize(Branch(), scheme, example=POINTS, skip='none')
+    with pytest.warns(UserWarning, match='b nothing'): closed = quantize(Branch(), scheme, example=POINTS, skip='none')
     closed.norm.requires_grad_(False)
     assert net.norm.weight.any() and loss < learns(closed, Bits(4, 4), POINTS, CLASSES) - .1
 
@@ -452,6 +452,18 @@ def test_what_follows_an_example_given_by_reference_changes_nothing():
     assert torch.equal(buffer, x)
     buffer.zero_()
     assert all(torch.equal(v, same.state_dict()[k]) for k,v in net.state_dict().items())
+
+
+@pytest.mark.parametrize('bn', ['running', 'switchable'])
+@pytest.mark.parametrize('scheme', SCHEMES, ids=repr)
+def test_a_network_quantized_in_inference_mode_learns_later(scheme, bn):
+    net, space = network(), BitSpace([Bits(2, 2), Bits(4, 4)])
+    with torch.inference_mode():
+        quantize(net, scheme, example=X[:32], skip='none', bn=bn, space=space if bn == 'switchable' else None)
+        calibrate(net, X[:32])
+        with use_bits(net, Bits(2, 2)): net(X[:32])
+    assert mebqat(space)(net.train(), (X[:32], Y[:32]), gen()).loss > 0
+    assert not any(t.is_inference() for t in net.state_dict().values())
 
 
 # Reports
