@@ -48,7 +48,7 @@ class Held:
         self._set(next(reversed(self._blocks.values()), None))
 
     def owner(self) -> int|None: # The thread that holds it
-        return next((b.thread for b in reversed(self.__dict__.get('_blocks') or {})), None)
+        return next((b.thread for b in reversed(list(self.__dict__.get('_blocks', ())))), None)
 
     def __getstate__(self):
         return {k: v for k,v in self.__dict__.items() if k not in ('_blocks', '_ran', '_calls', self._held)}

@@ -147,7 +147,8 @@ def check_trainable(
     if low and not has_bits:
         raise ValueError(f'the network has no bits to be trained at {low[0]}: call quantize(model, scheme, '
                          f'example=...) first')
-    if low and isinstance(model, nn.parallel.DistributedDataParallel) and not model.find_unused_parameters:
+    spread = getattr(model, '_orig_mod', model)
+    if low and isinstance(spread, nn.parallel.DistributedDataParallel) and not spread.find_unused_parameters:
         raise ValueError('a step at one pair leaves the steps of other widths unused: DistributedDataParallel(model, '
                          'find_unused_parameters=True)')
     return has_bits
