@@ -165,7 +165,7 @@ class FewShot:
     fixed: tuple[Bits, ...] = ()     # Pairs of every step
     space: BitSpace|None = None      # Where random pairs come from
     n_random: int = 0                # Random pairs a step
-    clamp: float|None = 10.0         # Bound on each element of the step's own mean gradient, before it is added to `.grad`
+    clamp: float|None = 10.0         # Bound on each element of the mean gradient, before it is added to `.grad`
 
     @property
     def n_tasks(self) -> int: return len(self.fixed) + self.n_random

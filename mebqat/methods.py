@@ -107,7 +107,7 @@ class Bitwidths:
     n_random: int = 0              # Random pairs per step
     teacher: str = 'none'          # `none`, `full` (the FP task) or `previous` (the task before)
     labels: bool = True            # Do taught tasks see the labels too?
-    clamp: float|None = 10.0       # Bound on each element of the step's own mean gradient, before it is added to `.grad`
+    clamp: float|None = 10.0       # Bound on each element of the mean gradient, before it is added to `.grad`
 
     def pairs(self, generator:torch.Generator) -> list[Bits]:
         "This step's pairs."

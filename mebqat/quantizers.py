@@ -71,7 +71,7 @@ def fitted_step(
     per_channel:bool=False, # A step for each channel?
     rounds:int=5,           # Newton steps
 ) -> Tensor:                # Nearly the step of least squared error, broadcastable to `x`, no gradient; 0 for zeros
-    "Balance what a clipping level cuts off against what its grid rounds, by Newton's method from below; far outliers are cut off."
+    "Balance what a clipping level cuts off against what its grid rounds, by Newton's method; far outliers are cut off."
     a = x.detach().abs()
     a = a.float() if a.dtype in HOLDS else a
     over = tuple(range(1, x.dim())) if per_channel else tuple(range(x.dim()))
