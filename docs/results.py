@@ -147,7 +147,21 @@ def policies():
             'policies bytes': front.plot('bytes', 'The same networks by bytes of weights.')}
 
 
+def steps():
+    "Parts about quantizer steps by name."
+    doc = load('digits_steps')
+    def table(what, cell):
+        rows = [{'training': name, 'steps': when, **{k: cell(v) for k,v in found[what].items()}}
+                for name in doc['before'] for when,found in (('before', doc['before'][name]), ('relative', doc['after'][name]))]
+        return pd.DataFrame(rows)
+    interval = lambda v: f'{v["mean"]:.1f} ± {doc["about"]["t"]*v["standard error"]:.1f}'
+    return {'steps protocol': protocol(doc['about'], 'data', 'network', 'scheme', 'bits', 'training', 'seeds', 'before', 'interval', 'command'),
+            'steps error': table('error over best', lambda v: f'{v["median"]:.3g} ({v["largest"]:.3g})'),
+            'steps clipped': table('clipped', lambda v: f'{100*v["median"]:.1f} ({100*v["largest"]:.0f})'),
+            'steps accuracy': table('accuracy', interval)}
+
+
 def parts():
     "HTML by name."
-    made = cifar10() | policies() | omniglot() | one_query() | miniimagenet()
+    made = cifar10() | policies() | omniglot() | one_query() | miniimagenet() | steps()
     return {k: v if isinstance(v, str) else part(v, k.replace(' ', '-')) for k,v in made.items()}
