@@ -121,7 +121,7 @@ def test_results_are_those_of_the_files(site):
     for name in ('omniglot_few_shot', 'miniimagenet_few_shot'):
         for r in json.loads((ROOT/'data'/'results'/f'{name}.json').read_text())['runs']:
             for q in r['points'] if r['name'] != 'start' else (): assert f'<td>{100*q["accuracy"]:.2f} (' in text, (name, r['name'], q['bits'])
-    for name in ('cifar10_resnet20', 'cifar10_policies', 'omniglot_few_shot', 'miniimagenet_few_shot'):
+    for name in ('cifar10_resnet20', 'cifar10_policies', 'omniglot_few_shot', 'omniglot_one_query', 'miniimagenet_few_shot'):
         assert json.loads((ROOT/'data'/'results'/f'{name}.json').read_text())['about']['command'] in text
 
 
