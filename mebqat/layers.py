@@ -53,6 +53,37 @@ class Held:
     def __getstate__(self):
         return {k: v for k,v in self.__dict__.items() if k not in ('_blocks', '_ran', '_calls', self._held)}
 
+# %% ../nbs/03_layers.ipynb #b159f1de
+_TURNS = 'give each thread a copy.deepcopy of the network, or let them take turns'
+
+
+def _look_below_zero(layer, x):
+    "Say once that negatives reach a grid without any; looks at the first 16 inputs, then ever more rarely."
+    if layer.signed or layer.bits.a == FULL or torch.compiler.is_compiling(): return
+    if torch._C._functorch.is_functorch_wrapped_tensor(x): return
+    if x.is_cuda and torch.cuda.is_current_stream_capturing(): return  # a recorded graph cannot be asked
+    calls = layer.__dict__['_calls'] = layer.__dict__.get('_calls', 0) + 1
+    if calls < 0 or (calls > 16 and calls & (calls - 1)) or not bool((x.detach() < 0).any()): return
+    layer.__dict__['_calls'] = -2**62  # said
+    warnings.warn(f'negative values reach layer {layer.name!r}, whose example had none: its grid starts at zero and '
+                  'cuts them off; calibrate(model, example) with inputs that show them', stacklevel=2)
+
+
+def _now(layer) -> Bits:
+    "The pair of this call; RuntimeError in another thread than the block's, or in a repetition at other bits."
+    bits = layer.bits
+    if torch.compiler.is_compiling(): return bits
+    if torch._C._current_graph_task_id() != -1:  # inside backward
+        if bits != layer.__dict__.get('_ran', bits):
+            raise RuntimeError(f'a checkpointed forward pass ran at {layer._ran} and is repeated at {bits}: call '
+                               f'backward() inside the same use_bits block')
+        return bits
+    owner = None if bits.is_full else layer.owner()
+    if owner not in (None, threading.get_ident()) and not getattr(layer, '_is_replica', False):
+        raise RuntimeError(f'another thread runs this network at {bits}; {_TURNS}')
+    layer.__dict__['_ran'] = bits
+    return bits
+
 # %% ../nbs/03_layers.ipynb #19d81662
 FULL_PAIR = Bits(FULL, FULL)
 
@@ -62,6 +93,7 @@ class Quantized(Held):
     bits: Bits = FULL_PAIR     # read by `forward`, changed by `use_bits` only
     pinned: Bits|None = None   # the pair this layer takes whatever quantized pair is asked for
     _held = 'bits'
+    now = _now                 # the pair of a call
 
     def _set(self, bits): self.__dict__['bits'] = bits or FULL_PAIR
 
@@ -80,38 +112,12 @@ class Quantized(Held):
         device = x.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         for bits in (self.bits.w, self.bits.a): check_holds(kind, bits)
-        self._look_below_zero(x)
+        _look_below_zero(self, x)
         return self.act_quantizer(x, self.bits.a)
 
     def quantized_weight(self, bits:int|None=None) -> Tensor:
         "The weights at a width; None is the layer's current one."
         return self.weight_quantizer(self.weight, self.bits.w if bits is None else bits)
-
-    def _look_below_zero(self, x):
-        "Say once that negatives reach a grid without any; looks at the first 16 inputs, then ever more rarely."
-        if self.signed or self.bits.a == FULL or torch.compiler.is_compiling(): return
-        if torch._C._functorch.is_functorch_wrapped_tensor(x): return
-        if x.is_cuda and torch.cuda.is_current_stream_capturing(): return  # a recorded graph cannot be asked
-        calls = self.__dict__['_calls'] = self.__dict__.get('_calls', 0) + 1
-        if calls < 0 or (calls > 16 and calls & (calls - 1)) or not bool((x.detach() < 0).any()): return
-        self.__dict__['_calls'] = -2**62  # said
-        warnings.warn(f'negative values reach layer {self.name!r}, whose example had none: its grid starts at zero and '
-                      'cuts them off; calibrate(model, example) with inputs that show them', stacklevel=2)
-
-    def now(self) -> Bits:
-        "The pair of this call; RuntimeError in another thread than the block's, or in a repetition at other bits."
-        bits = self.bits
-        if torch.compiler.is_compiling(): return bits
-        if torch._C._current_graph_task_id() != -1:  # inside backward
-            if bits != self.__dict__.get('_ran', bits):
-                raise RuntimeError(f'a checkpointed forward pass ran at {self._ran} and is repeated at {bits}: call '
-                                   f'backward() inside the same use_bits block')
-            return bits
-        owner = None if bits.is_full else self.owner()
-        if owner not in (None, threading.get_ident()) and not getattr(self, '_is_replica', False):
-            raise RuntimeError(f'another thread runs this network at {bits}; {_TURNS}')
-        self.__dict__['_ran'] = bits
-        return bits
 
     def check(self, name:str, bits:Bits) -> Bits:
         "Refuse a pair this layer cannot run at (ValueError)."
@@ -121,9 +127,6 @@ class Quantized(Held):
         if bits.a == 1 and self.signed:
             raise ValueError(f'the input of layer {name!r} goes below zero and needs at least 2 bits, not {bits}')
         return bits
-
-
-_TURNS = 'give each thread a copy.deepcopy of the network, or let them take turns'
 
 # %% ../nbs/03_layers.ipynb #d9da2d6a
 class _QConv(Quantized):
@@ -263,7 +266,7 @@ class Seen:
     @property
     def blind(self) -> bool: return not any(bool(s.any()) for s in self.samples)  # nothing but zeros
 
-
+# %% ../nbs/03_layers.ipynb #b08bc33f
 @contextmanager
 def plain_attention() -> Iterator[None]:
     "Keep PyTorch from its fused attention path, which reads weights past the layers; blocks may overlap."
@@ -339,7 +342,7 @@ class _Hooks:
             if self.last is not None: self.last.after.append(name)
         return hook
 
-
+# %% ../nbs/03_layers.ipynb #dc62b55f
 def watch(
     model:nn.Module,             # Any network
     example:Tensor|tuple|Mapping, # A batch of real inputs, a tuple of arguments, or keyword arguments
@@ -438,7 +441,7 @@ class Quantization:
     space: tuple[str, ...]       # Pairs with a batch norm of their own (`switchable`)
     left_float: dict[str, str]   # Layers that stay in full precision, and why
 
-
+# %% ../nbs/03_layers.ipynb #8838f8a9
 _ELEMENTWISE = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 
 
@@ -516,7 +519,7 @@ def quantize(
     _warn_of_gaps([n for n in names if seen[n].blind], unreached)
     return model
 
-
+# %% ../nbs/03_layers.ipynb #bb042440
 def _nothing(seen, skip, left):
     "Why no layer is left to quantize."
     if seen:
@@ -586,7 +589,7 @@ def bit_layers(
         raise ValueError('the model has no quantized layers; call quantize(model, scheme, example=...) first')
     return layers
 
-
+# %% ../nbs/03_layers.ipynb #90d8807b
 def describe(
     model:nn.Module,  # A quantized network
     widths:Iterable[int]=(2, 4, 8), # Weight bits whose clipped share to show

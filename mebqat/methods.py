@@ -43,7 +43,7 @@ def own_gradients(
     for p,old in before:
         if old is not None: p.grad = old if p.grad is None else old.add_(p.grad)
 
-
+# %% ../nbs/21_methods.ipynb #8c58422c
 def average_gradients(
     model:nn.Module,   # After the backward passes of all `pairs`, gradients summed
     pairs:list[Bits],  # The step's pairs, in any order
@@ -136,7 +136,7 @@ class Bitwidths:
             yield loss.detach(), (logits.detach().argmax(1) == y)[counts].float().mean()
             if self.teacher == 'previous' or (self.teacher == 'full' and bits.is_full): teacher = logits.detach()
 
-
+# %% ../nbs/21_methods.ipynb #5334c88b
 def check_trainable(
     model:nn.Module,          # What is to be trained
     pairs:Iterable[Bits|Policy], # At which settings
