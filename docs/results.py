@@ -157,6 +157,7 @@ def steps():
     interval = lambda v: f'{v["mean"]:.1f} ± {doc["about"]["t"]*v["standard error"]:.1f}'
     return {'steps protocol': protocol(doc['about'], 'data', 'network', 'scheme', 'bits', 'training', 'seeds', 'before', 'interval', 'command'),
             'steps error': table('error over best', lambda v: f'{v["median"]:.3g} ({v["largest"]:.3g})'),
+            'steps inputs': table('inputs, error over best', lambda v: f'{v["median"]:.3g} ({v["largest"]:.3g})'),
             'steps clipped': table('clipped', lambda v: f'{100*v["median"]:.1f} ({100*v["largest"]:.0f})'),
             'steps accuracy': table('accuracy', interval)}
 

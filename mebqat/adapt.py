@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
-from .quantizers import WidthTable
+from .quantizers import InputSize, WidthTable
 
 # %% ../nbs/20_adapt.ipynb #0cc24a36
 KINDS = ('weights', 'head', 'norms', 'steps')
@@ -86,7 +86,8 @@ def inner_path(
 
 def _lent_statistics(model):
     "Copies of the running statistics that a pass in training mode would move."
-    moving = ((n, m) for n,m in model.named_modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats)
+    def moves(m): return isinstance(m, InputSize) or (isinstance(m, _NormBase) and m.track_running_stats)
+    moving = ((n, m) for n,m in model.named_modules() if m.training and moves(m))
     return {k: b.clone() for n,m in moving for k,b in m.named_buffers(n, recurse=False)}
 
 # %% ../nbs/20_adapt.ipynb #6b439d0d

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .bits import Bits, Policy
 from .inputs import device_of, images_of
 from .layers import quantization_of, unwrapped, use_bits
+from .quantizers import InputSize
 
 # %% ../nbs/14_batchnorm.ipynb #be9e7f93
 @contextmanager
@@ -95,8 +96,8 @@ def reestimate_bn(
 def keep_statistics(
     model:nn.Module, # Any network
 ) -> Iterator[None]:
-    "Put every batch norm's running statistics back when the block ends."
-    saved = [(b, b.clone()) for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
+    "Put every batch norm's running statistics, and input sizes, back when the block ends."
+    saved = [(b, b.clone()) for m in model.modules() if isinstance(m, (_BatchNorm, InputSize)) for b in m.buffers()]
     try: yield
     finally:
         for b,value in saved: b.copy_(value)

@@ -694,12 +694,12 @@ def from_version_1(
     for name,layer in bit_layers(model).items():
         for part in ('weight_quantizer', 'act_quantizer'):
             quantizer = getattr(layer, part)
-            fresh = {f'{name}.{part}.{k}': v for k,v in quantizer.state_dict().items()}
+            fresh = {f'{name}.{part}.{k}': v for k,v in quantizer.state_dict().items() if not k.startswith('size.')}
             for key in [k for k in fresh if k.endswith(('.log_factor', '.value'))]:
                 there = key.rpartition('.')[0] + '.log_value'
                 if (old := tensors.get(there)) is None: raise ValueError(f'it has no {there}')
                 if key.endswith('.value'): fresh[key] = old.exp()
-                elif getattr(quantizer, 'relative', False):
+                elif part == 'weight_quantizer' and getattr(quantizer, 'relative', False):
                     fresh[key] = _as_factors(tensors[f'{name}.weight'], old.exp(), quantizer.per_channel)
                 elif part == 'weight_quantizer' and not hasattr(quantizer, 'relative'):
                     raise ValueError('generated weights were trained with steps of another kind; train it again')

@@ -162,12 +162,13 @@ def test_the_model_is_never_written_to(bn, grad):
 @pytest.mark.parametrize('first_order', (True, False))
 @pytest.mark.parametrize('norm', (nn.BatchNorm2d, lambda c: nn.InstanceNorm2d(c, affine=True, track_running_stats=True), lambda c: nn.BatchNorm2d(c, momentum=None)))
 def test_running_statistics_stay_in_training_mode(norm, first_order):
-    "And the path is the one of an ordinary loop on a copy, whose statistics do move."
+    "And the path is the one of an ordinary loop on a copy, whose statistics do move; steps of inputs stay where they are."
     torch.manual_seed(0)
     net = quantize(nn.Sequential(nn.Conv2d(1, 4, 3, stride=3), norm(4), nn.ReLU(), nn.Conv2d(4, 4, 3), norm(4), nn.Flatten(), nn.Linear(36, 3)),
                    LSQ(), example=SUPPORT.float()).double().train()
     net[4].eval()
     before, copied = weights(net), copy.deepcopy(net)
+    for layer in bit_layers(copied).values(): layer.act_quantizer.eval()
     optimizer = torch.optim.SGD([copied.get_parameter(n) for n in adaptable(copied, ALL)], lr=.3)
     with use_bits(net, Bits(3, 4)), use_bits(copied, Bits(3, 4)):
         adapted = adapt(net, SUPPORT, LABELS, 3, .3, adaptable(net, ALL), first_order)

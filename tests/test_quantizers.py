@@ -371,7 +371,7 @@ def test_only_the_row_in_use_learns(scheme):
             for table in (m for m in quantizer.modules() if isinstance(m, WidthTable)):
                 used = torch.zeros(len(table.log_factor), dtype=torch.bool)
                 used[0 if len(used) == 1 else bits - 1] = True
-                told = bits < RANGE_FROM or not getattr(quantizer, 'relative', False)  # else the weights' own range decides
+                told = bits < RANGE_FROM or not getattr(quantizer, 'relative', False)  # else the tensor's own range decides
                 assert bool((table.learned.grad[used] != 0).any()) == told and not table.learned.grad[~used].any()
 
 

@@ -284,6 +284,22 @@ def test_checkpointing_changes_no_gradient(method, reentrant):
     for n,g in wanted.items(): assert_close(got[n], g, msg=lambda m: f'{n}: {m}')
 
 
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_checkpointing_changes_no_training(reentrant):
+    # several steps, whose sizes of inputs change between and never within
+    out = []
+    for r in (None, reentrant):
+        net = quantize(Saved(r), LSQ(), example=POINTS, skip='none').train()
+        optimizer, method = torch.optim.SGD(net.parameters(), .05), mebqat(SPACE)
+        for k in range(4):
+            optimizer.zero_grad()
+            method(net, ((1 + k)*POINTS, CLASSES), gen(k))
+            optimizer.step()
+        out.append(net.state_dict())
+    assert any(not v.equal(torch.ones(3)) for k,v in out[0].items() if k.endswith('growth'))
+    for k,v in out[0].items(): assert_close(out[1][k], v, msg=lambda m: f'{k}: {m}')
+
+
 @pytest.mark.parametrize('granularity', ['global', 'layer'])
 @pytest.mark.parametrize('reentrant', [True, False])
 def test_checkpointing_under_learned_bits(reentrant, granularity):

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from mebqat.bits import FULL, Bits, BitSpace
 from mebqat.kernels import grid
-from mebqat.layers import bit_layers, calibrate, clipped, describe, quantize, use_bits
+from mebqat.layers import bit_layers, calibrate, clipped, describe, from_version_1, quantize, use_bits
 from mebqat.methods import mebqat, qat
-from mebqat.quantizers import LSQ, SAT, DoReFa, LSQAct, LSQWeight, PACTQuantizer, fitted_step
+from mebqat.quantizers import LSQ, SAT, DoReFa, InputSize, LSQAct, LSQWeight, PACTQuantizer, fitted_step
 from mebqat.train import TrainConfig, make_optimizer
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
@@ -121,6 +121,133 @@ def test_one_shared_step_and_the_published_rule_keep_what_they_say():
         for now, was in before.values():
             changed = (now != was).any(1)
             assert changed.all() if scheme.shared_step else changed.tolist() == [False, True, False, True, *[False]*12]
+
+
+# Steps of inputs, which grow too
+
+def growing(seed=0):
+    "No batch norm and small weights: what reaches the last layer grows many times over."
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(2, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(192, 4))
+    with torch.no_grad():
+        for m in net[:3:2]: m.weight.mul_(.2)
+    return net
+
+
+def reached(net, bits, x=X):
+    "What reaches each layer at a pair, in evaluation mode."
+    seen, hooks = {}, []
+    for name,layer in bit_layers(net).items(): hooks.append(layer.register_forward_pre_hook(lambda m, a, name=name: seen.update({name: a[0].detach()})))
+    with torch.no_grad(), use_bits(net, bits): net.eval()(x)
+    for h in hooks: h.remove()
+    net.train()
+    return seen
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'plain adamw', 'fused', 'by hand'])
+def test_steps_of_inputs_follow_what_grows(optimizer):
+    class ByHand:
+        def __init__(self, params): self.params = list(params)
+        def zero_grad(self): [setattr(p, 'grad', None) for p in self.params]
+        @torch.no_grad()
+        def step(self): [p.sub_(.1*p.grad) for p in self.params if p.grad is not None]
+
+    net = quantize(growing(), LSQ(), example=X, skip='none')
+    before = {n: float(x.square().mean().sqrt()) for n,x in reached(net, Bits(16, 16)).items()}
+    makers = OPTIMIZERS | {'fused': lambda m: torch.optim.AdamW(m.parameters(), 5e-3, fused=True), 'by hand': lambda m: ByHand(m.parameters())}
+    train(net, mebqat(BitSpace([Bits(b, b) for b in (2, 3, 4, 6, 8)])), makers[optimizer](net), 80)
+    grown = max(float(x.square().mean().sqrt())/before[n] for n,x in reached(net, Bits(16, 16)).items())
+    assert grown > 3
+    for bits in (3, 4, 8):
+        for name,x in reached(net, Bits(bits, bits)).items():
+            q = bit_layers(net)[name].act_quantizer
+            off = errors(x, q.step_of(bits), bits, q.signed)/least(x, bits, q.signed)
+            assert off < 2.5, (name, bits, float(off))
+            assert not q.step.log_factor[5:].any()
+
+
+def sizes(net): return {k: v.clone() for k,v in net.state_dict().items() if '.size.' in k}
+
+
+def test_only_passes_in_training_mode_are_noted():
+    net = quantize(network(), LSQ(), example=X, skip='none', bn='batch')
+    before = sizes(net)
+    with use_bits(net, Bits(4, 4)):
+        net.eval()(9*X).sum().backward()
+        torch.func.vmap(net.eval())(9*X[None])
+    assert before and all(v.equal(before[k]) for k,v in sizes(net).items())
+    with use_bits(net, Bits(4, 4)): net.train()(9*X)
+    assert not sizes(net)['0.act_quantizer.size.late'].equal(before['0.act_quantizer.size.late'])
+
+
+def test_every_pass_of_one_training_step_has_the_same_steps():
+    net = quantize(growing(), LSQ(), example=X, skip='none').train()
+    optimizer, last = torch.optim.SGD(net.parameters(), .01), bit_layers(net)['5'].act_quantizer
+    used = []
+    for _ in range(4):
+        for k in (1, 4):
+            with use_bits(net, Bits(8, 8)): F.cross_entropy(net(k*X), Y).backward()
+            used.append(last.step_of(8).item())
+        optimizer.step()
+    assert used[::2] == used[1::2] and len(set(used)) > 2
+
+
+@pytest.mark.parametrize('kind', ['zeros', 'nan', 'infinite'])
+def test_batches_that_say_nothing_are_not_noted(kind):
+    q = LSQAct(X, True).train()
+    bad = {'zeros': torch.zeros_like(X), 'nan': X.clone().fill_(torch.nan), 'infinite': X/0}[kind]
+    before = {k: v.clone() for k,v in q.size.state_dict().items()}
+    q(bad, 4)
+    q.size.use()
+    assert all(v.equal(before[k]) for k,v in q.size.state_dict().items())
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
+def test_sizes_are_measured_in_every_type(dtype):
+    q = LSQAct(X, True)
+    for _ in range(200): q.size.note(1000*X.to(dtype), moved=True)
+    assert_close(q.size.growth, torch.full((3,), 1000.), rtol=.02, atol=0)
+
+
+def test_large_batches_are_looked_at_in_part_and_small_ones_whole():
+    q, x = LSQAct(X, True), randn(64, 64, 32, 32)
+    assert_close(q.size.measure(x)[:2], torch.tensor([3**.25, 15**(1/6)]), rtol=.02, atol=0)  # of a normal distribution
+    x[0] = 99
+    assert q.size.measure(x)[2] == 99 and q.size.measure(X[:3])[2] == X[:3].abs().max()
+
+
+def test_states_without_sizes_keep_their_steps_and_follow_from_then_on():
+    net = quantize(growing(), LSQ(), example=X, skip='none')
+    old = {k: v for k,v in net.state_dict().items() if '.size.' not in k}
+    other = quantize(growing(), LSQ(), example=9*X, skip='none')
+    other.load_state_dict(old)
+    q, wanted = bit_layers(other)['5'].act_quantizer, bit_layers(net)['5'].act_quantizer.step_of(8)
+    assert_close(q.step_of(8), wanted, rtol=0, atol=0)
+    h = randn(64, 192).relu()
+    for k in torch.linspace(1, 3, 200): q.size.note(k*h, moved=True)
+    assert_close(q.step_of(8), 3*wanted, rtol=.05, atol=0)
+
+
+def test_inputs_that_were_all_zeros_at_first_are_followed_from_unit_size():
+    q = LSQAct(torch.zeros(8, 4), False).train()
+    for _ in range(200): q.size.note(100*randn(256, 4).abs(), moved=True)
+    assert_close(q.step_of(4), 100*LSQAct(randn(8192).abs(), False).step_of(4), rtol=.2, atol=0)
+
+
+def test_the_shared_and_the_published_step_do_not_follow():
+    for scheme in (LSQ(rule='published'), LSQ(shared_step=True)):
+        q = scheme.act(X, True).train()
+        before = q.step_of(4).clone()
+        for _ in range(5): q(9*X, 4)
+        assert q.step_of(4).equal(before) and not any('size' in k for k in q.state_dict())
+
+
+def test_a_compiled_network_notes_as_a_plain_one_does_at_the_first_pass():
+    plain = quantize(growing(), LSQ(), example=X, skip='none').train()
+    other = copy.deepcopy(plain)
+    with use_bits(plain, Bits(4, 4)): wanted = plain(3*X)
+    with use_bits(other, Bits(4, 4)): assert_close(torch.compile(other)(3*X), wanted, rtol=1e-4, atol=1e-5)
+    for k,v in sizes(plain).items(): assert_close(sizes(other)[k], v, msg=lambda m: f'{k}: {m}')
 
 
 # The published rule, from the paper's equation 3 and section 2.2
@@ -395,6 +522,21 @@ def test_states_from_before_signs_and_sizes_were_kept_load(scheme):
     missing = other.load_state_dict(old, strict=False).missing_keys
     assert all(k.endswith('_extra_state') for k in missing)
     with use_bits(net, Bits(3, 3)), use_bits(other, Bits(3, 3)): assert torch.equal(net(x), other(x))
+
+
+def test_states_of_format_1_keep_the_steps_they_had():
+    x, scale = randn(32, 6), torch.linspace(.7, 1.4, 16)
+    net, other = (quantize(mlp(k), LSQ(), example=(k + 1)*x, skip='none') for k in (0, 3))
+    old = {k: v for k,v in net.state_dict().items() if '_quantizer' not in k}
+    for name,layer in bit_layers(net).items():
+        rows = [torch.cat([q(b).reshape(1)*s for b,s in zip(range(1, 17), scale)]).log() for q in (lambda b: layer.weight_quantizer.step_of(layer.weight, b), layer.act_quantizer.step_of)]
+        for part,row in zip(('weight', 'act'), rows): old[f'{name}.{part}_quantizer.step.log_value'] = row.detach()[:, None]
+    other.load_state_dict(from_version_1(other, old))
+    for (name,a),b in zip(bit_layers(net).items(), bit_layers(other).values()):
+        for bits in range(2, 17):
+            assert_close(b.act_quantizer.step_of(bits), a.act_quantizer.step_of(bits)*scale[bits - 1])
+            assert_close(b.weight_quantizer.step_of(b.weight, bits), a.weight_quantizer.step_of(a.weight, bits)*(scale[bits - 1] if bits < 6 else 1))
+        assert not b.act_quantizer.size.started.any() and (b.act_quantizer.size.growth == 1).all()
 
 
 @pytest.mark.parametrize('scheme', SCHEMES, ids=repr)

@@ -3,7 +3,7 @@
     python tests/bench/digits/steps.py --seeds 5 --out steps.json    # about half an hour of one CPU core
     python tests/bench/digits/steps.py --seeds 1 --scheme per_channel=True
 
-For each width: the error of a layer's weights over that of the best uniform grid, and the share of its weights that the grid clips, median and largest over layers and seeds;
+For each width: the error of a layer's weights, and of what reaches it, over that of the best uniform grid, and the share of its weights that the grid clips, median and largest over layers and seeds;
 test accuracy with the standard error over seeds. It uses nothing that versions before the relative steps lack, so the two can be compared.
 """
 import argparse
@@ -17,7 +17,7 @@ import torch
 from mebqat.bits import Bits, BitSpace
 from mebqat.data import load
 from mebqat.evaluate import score
-from mebqat.layers import bit_layers, quantize
+from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import float_training, mebqat
 from mebqat.models import small_cnn
 from mebqat.quantizers import LSQ
@@ -43,8 +43,25 @@ def grids(layer):
     return out
 
 
+def inputs(model, images):
+    "Relative error of what reaches each layer, and that of the best grid, by width; batch norm takes the images' own statistics."
+    out, seen = {}, {}
+    hooks = [m.register_forward_pre_hook(lambda m, a, n=n: seen.update({n: a[0].detach().flatten()})) for n,m in bit_layers(model).items()]
+    for bits in WIDTHS:
+        with torch.no_grad(), use_bits(model, Bits(bits, bits)): model.train()(images)
+        for name,layer in bit_layers(model.eval()).items():
+            x, signed = seen[name], bool((seen[name] < 0).any())
+            low, high = (-2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
+            def squared(step): return ((x/step).round().clamp(low, high)*step - x).square().sum()
+            best = min(squared(x.abs().max()*k/high) for k in torch.linspace(.05, 1.1, 100)).sqrt()
+            with torch.no_grad(): error = (layer.act_quantizer(x, bits) - x).norm()
+            out.setdefault(name, {})[bits] = float(error/x.norm()), float(best/x.norm())
+    for h in hooks: h.remove()
+    return out
+
+
 def one(seed, optimizer, lr, trained, epochs, width, scheme, bits_from):
-    "A training: accuracy by pair, and `grids` of every layer."
+    "A training: accuracy by pair, `grids` of every layer, and `inputs`."
     train, test = load('digits', 'train'), load('digits', 'test')
     torch.manual_seed(seed)
     model, batches = small_cnn(image_size=8, width=width), Batches(train, 64, seed)
@@ -52,16 +69,18 @@ def one(seed, optimizer, lr, trained, epochs, width, scheme, bits_from):
     if trained: fit(model, float_training(), batches, TrainConfig(10*batches.per_epoch, lr=.05, **config))
     quantize(model, scheme, example=train.batch(slice(0, 256))[0], skip='none', bn='reestimate')
     fit(model, mebqat(BitSpace.parse(bits_from)), batches, TrainConfig(round(epochs*batches.per_epoch), lr=lr, optimizer=optimizer, **config))
-    return {p: score(model, Bits.parse(p), test, bn_data=train).accuracy*100 for p in PAIRS}, {n: grids(m) for n,m in bit_layers(model).items()}
+    accuracy = {p: score(model, Bits.parse(p), test, bn_data=train).accuracy*100 for p in PAIRS}
+    return accuracy, {n: grids(m) for n,m in bit_layers(model).items()}, inputs(model, train.batch(slice(256, 768))[0])
 
 
 def summary(runs):
     "What the table shows of some seeds."
-    accuracy = {p: (st.mean(a[p] for a,_ in runs), st.stdev([a[p] for a,_ in runs])/len(runs)**.5 if len(runs) > 1 else None) for p in PAIRS}
-    rows = {b: [layer[b] for _,layers in runs for layer in layers.values()] for b in WIDTHS}
-    ratio = {b: [(e + 1e-5)/(best + 1e-5) for e,best,_ in rows[b]] for b in WIDTHS}
+    accuracy = {p: (st.mean(a[p] for a,*_ in runs), st.stdev([a[p] for a,*_ in runs])/len(runs)**.5 if len(runs) > 1 else None) for p in PAIRS}
+    rows, reach = ({b: [layer[b] for run in runs for layer in run[k].values()] for b in WIDTHS} for k in (1, 2))
+    ratio, off = ({b: [(e + 1e-5)/(best + 1e-5) for e,best,*_ in r[b]] for b in WIDTHS} for r in (rows, reach))
     return {'accuracy': {p: {'mean': round(m, 2), 'standard error': e and round(e, 2)} for p,(m, e) in accuracy.items()},
             'error over best': {b: {'median': round(st.median(r), 3), 'largest': round(max(r), 2)} for b,r in ratio.items()},
+            'inputs, error over best': {b: {'median': round(st.median(r), 3), 'largest': round(max(r), 2)} for b,r in off.items()},
             'clipped': {b: {'median': round(st.median(c for *_,c in rows[b]), 4), 'largest': round(max(c for *_,c in rows[b]), 4)} for b in WIDTHS}}
 
 
@@ -88,7 +107,7 @@ def main():
         for o in a.optimizers:
             rows = summary([one(seed, o, RATES[o], start == 'trained', a.epochs, a.width, scheme, a.bits) for seed in range(a.seeds)])
             found['results'][f'{o} from {start} weights'] = rows
-            print(o, start, {p: tuple(v.values()) for p,v in rows['accuracy'].items()}, *({b: tuple(v.values()) for b,v in rows[k].items()} for k in ('error over best', 'clipped')), sep='\n  ', flush=True)
+            print(o, start, {p: tuple(v.values()) for p,v in rows['accuracy'].items()}, *({b: tuple(v.values()) for b,v in rows[k].items()} for k in ('error over best', 'inputs, error over best', 'clipped')), sep='\n  ', flush=True)
     if a.out: a.out.write_text(json.dumps(found, indent=1) + '\n')
 
 
