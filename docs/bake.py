@@ -6,18 +6,18 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from mebqat.answers import playing
+from mebqat.runs.answers import playing
 from mebqat.bits import Bits
 from mebqat.data import shipped
-from mebqat.exploration import load_explorations
-from mebqat.front import front_page
+from mebqat.figures.predictions import load_explorations
+from mebqat.figures.front import front_page
 from mebqat.layers import bit_layers
-from mebqat.monitor import TrainingMonitor
-from mebqat.pages import explorer_page
-from mebqat.playground import FewShotPlayground
-from mebqat.plots import figure
-from mebqat.quantizerlab import QuantizerLab
-from mebqat.runs import open_run
+from mebqat.explore.monitor import TrainingMonitor
+from mebqat.figures.pages import explorer_page
+from mebqat.explore.playground import FewShotPlayground
+from mebqat.figures.plots import figure
+from mebqat.explore.quantizer_lab import QuantizerLab
+from mebqat.runs.images import open_run
 from mebqat.surface import Point, Surface, write_text
 from results import load, policy_front
 

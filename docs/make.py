@@ -19,25 +19,27 @@ from sphinx.cmd.build import main as sphinx  # noqa: E402
 import bake  # noqa: E402
 import reference  # noqa: E402
 import results  # noqa: E402
-from mebqat.plots import KEYS, theme  # noqa: E402
+from mebqat.figures.plots import KEYS, theme  # noqa: E402
 from notebooks import linked, notebook_page, title  # noqa: E402
 
-GROUPS = {'Lessons': '67', 'Notebooks: bits and networks': '0', 'Notebooks: data and episodes': '1', 'Notebooks: training': '2',
-          'Notebooks: measuring': '3', 'Notebooks: looking': '4', 'Notebooks: command line': '5'}
+GROUPS = {'Lessons': 'course', 'Notebooks: core': '', 'Notebooks: few-shot learning': 'fewshot', 'Notebooks: bits that differ by layer': 'mixed',
+          'Notebooks: figures': 'figures', 'Notebooks: explorers': 'explore', 'Notebooks: runs': 'runs', 'Notebooks: command line': 'doors'}
 
 
 def contents(notebooks):
-    "Notebooks grouped by the first digit of their number, lessons first."
+    "Notebooks grouped by their folder, lessons first."
     out = []
-    for group, digits in GROUPS.items():
-        lines = [f'{p.stem[:2]} · {title(p)} <nbs/{p.stem}>' for p in notebooks if p.stem[0] in digits]
+    folder = lambda name: 'doors' if name[0] == '9' else name.rpartition('/')[0]
+    for group, home in GROUPS.items():
+        lines = [f'{p.stem[:2]} · {title(p)} <nbs/{name}>' for name,p in notebooks.items() if folder(name) == home]
         if lines: out += ['```{toctree}', f':caption: "{group}"', ':hidden:', '', *lines, '```', '']
     return '\n'.join(out)
 
 
 def lay_out(source):
     "Write every page and script that Sphinx is to read; the names written."
-    notebooks, static, written = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb')), source/'_static', set()
+    files = [*sorted((ROOT/'nbs'/'course').glob('[0-9]*.ipynb')), *reference.in_order(ROOT/'nbs')]
+    notebooks, static, written = {p.relative_to(ROOT/'nbs').as_posix().removesuffix('.ipynb'): p for p in files}, source/'_static', set()
     def put(name, text):
         (source/name).parent.mkdir(parents=True, exist_ok=True)
         written.add(name)
@@ -51,14 +53,16 @@ def lay_out(source):
     baked = bake.sections(static)
     fill = raw | {'contents': contents(notebooks), 'first explorer': re.sub(r'height:\d+px', 'height:790px', next(iter(baked.values()))),
                   'explorers': '\n'.join(f'## {name}\n\n{text}' for name,text in baked.items())}
-    numbers = {p.stem[:2]: p.stem for p in notebooks}
+    numbers = {reference.number(name): f'nbs/{name}' for name in notebooks}
     for page in sorted(HERE.glob('*.md')):
-        put(page.name, re.sub(r'^\{\{(.+?)\}\}$', lambda m: fill[m[1]], linked(page.read_text(encoding='utf-8'), {k: f'nbs/{v}' for k,v in numbers.items()}), flags=re.M))
+        put(page.name, re.sub(r'^\{\{(.+?)\}\}$', lambda m: fill[m[1]], linked(page.read_text(encoding='utf-8'), numbers), flags=re.M))
     for picture in HERE.glob('*.png'):
         shutil.copy(picture, source)
         written.add(picture.name)
     for name, text in reference.pages(ROOT).items(): put(f'reference/{name}', text)
-    for p in notebooks: put(f'nbs/{p.name}', notebook_page(p, numbers))
+    for name,p in notebooks.items():
+        around = {k: os.path.relpath(v, f'nbs/{name}/..').replace(os.sep, '/') for k,v in numbers.items() if v != f'nbs/{name}'}
+        put(f'nbs/{name}.ipynb', notebook_page(p, around))
     for old in source.rglob('*'):
         if old.is_file() and (name := old.relative_to(source).as_posix()) not in written and not name.startswith('_static/baked/'): old.unlink()
 

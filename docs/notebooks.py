@@ -4,7 +4,7 @@ import re
 import nbformat
 import plotly.graph_objects as go
 
-from mebqat.plots import figure
+from mebqat.figures.plots import figure
 
 PLOTLY, WIDGET = 'application/vnd.plotly.v1+json', 'application/vnd.jupyter.widget-view+json'
 NOTE = '<p class="kernel">Here is a widget with Python behind it. <code>make lab</code> opens this notebook; its still twin is under Explorers.</p>'
@@ -27,17 +27,19 @@ def shown(outputs, name):
 
 
 def linked(text, pages):
-    "Lead `lesson 63` to its page."
-    to = lambda m: f'[{m[0]}]({pages[m[2]]}.ipynb)' if m[2] in pages else m[0]
+    "Lead `lesson 04`, `notebook 02` and `notebook mixed/01` to their pages."
+    def to(m):
+        key = f'course/{m[2]}' if m[1].lower() == 'lesson' else m[2]
+        return f'[{m[0]}]({pages[key]}.ipynb)' if key in pages else m[0]
     parts = re.split(r'(```.*?```|`[^`]*`|^#.*?$|\[[^\]]*\]\([^)]*\))', text, flags=re.S | re.M)
-    return ''.join(p if i % 2 else re.sub(r'\b([Ll]esson|[Nn]otebook) (\d\d)\b', to, p) for i,p in enumerate(parts))
+    return ''.join(p if i % 2 else re.sub(r'\b([Ll]esson|[Nn]otebook) ((?:\w+/)?\d\d)\b', to, p) for i,p in enumerate(parts))
 
 
 def notebook_page(path, pages):
-    "A notebook's JSON, ready for Sphinx; `pages` maps two digits to notebooks."
+    "A notebook's JSON, ready for Sphinx; `pages` maps what a notebook is called to where it is, seen from this one."
     nb, kept = nbformat.read(path, 4), []
     for cell in nb.cells:
-        if cell.cell_type == 'markdown': cell.source = linked(cell.source, {k: v for k,v in pages.items() if v != path.stem})
+        if cell.cell_type == 'markdown': cell.source = linked(cell.source, pages)
         elif cell.cell_type == 'code':
             if re.search(r'^#\|\s*hide\s*$', cell.source, re.M): continue
             cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')

@@ -13,10 +13,24 @@ from fastcore.docments import docments
 def modules(root):
     "Name of every exported module to its notebook, in the order of the notebooks."
     found = {}
-    for nb in sorted((Path(root)/'nbs').glob('*.ipynb')):
+    for nb in in_order(Path(root)/'nbs'):
         for cell in json.loads(nb.read_text(encoding='utf-8'))['cells']:
-            if m := re.search(r'^#\|\s*default_exp\s+(\S+)', ''.join(cell['source']), re.M): found[m[1]] = nb.stem
-    return {m: nb for m,nb in found.items() if (Path(root)/'mebqat'/f'{m}.py').exists()}
+            if m := re.search(r'^#\|\s*default_exp\s+(\S+)', ''.join(cell['source']), re.M):
+                found[m[1].removesuffix('.__init__')] = nb.relative_to(Path(root)/'nbs').as_posix().removesuffix('.ipynb')
+    return found
+
+
+def in_order(folder):
+    "Every notebook of the repository: the core, then wing by wing from the lower floors up, then the doors."
+    floors = ['', 'fewshot', 'mixed', 'figures', 'explore', 'runs', 'doors']
+    floor = lambda p: 'doors' if p.parent == folder and p.name > '9' else p.parent.relative_to(folder).as_posix().replace('.', '')
+    found = [*folder.glob('[0-9]*.ipynb'), *(p for w in floors[1:-1] for p in (folder/w).glob('[0-9]*.ipynb'))]
+    return sorted(found, key=lambda p: (floors.index(floor(p)), p.name))
+
+
+def number(notebook):
+    "How text calls a notebook: `02`, or `mixed/01`."
+    return re.match(r'(?:\w+/)?\d\d', notebook)[0]
 
 
 @cache
@@ -38,7 +52,7 @@ def names(root):
             if name in found: twice.add(name)
             found[name] = (f'reference/{module}', f'{module}.{name}')
             for base in reversed(parents(thing)):
-                home = base.__module__.split('.')[-1]
+                home = base.__module__.removeprefix('mebqat.')
                 found |= {f'{name}.{k}': (f'reference/{home}', f'{home}.{base.__name__}.{k}') for k in methods(base)}
     return {k: v for k,v in found.items() if k not in twice}
 
@@ -122,7 +136,7 @@ def entry(module, name, thing, level):
 def page(module, notebook):
     "The page of one module."
     m, (things, constants) = importlib.import_module(f'mebqat.{module}'), exported(module)
-    out = [f'# mebqat.{module}', '', inspect.getdoc(m) + '.', '', f'Where it is explained and made: [notebook {notebook[:2]}](../nbs/{notebook}.ipynb).', '']
+    out = [f'# mebqat.{module}', '', inspect.getdoc(m) + '.', '', f'Where it is explained and made: [notebook {number(notebook)}](../nbs/{notebook}.ipynb).', '']
     if constants: out += ['Constants: ' + ', '.join(f'`{n}`' for n in constants) + '.', '']
     for name, thing in things.items():
         out += entry(module, name, thing, 2)
@@ -137,7 +151,7 @@ def pages(root):
     found = modules(root)
     made = {f'{module}.md': page(module, nb) for module,nb in found.items()}
     line = lambda m: inspect.getdoc(importlib.import_module(f'mebqat.{m}'))
-    rows = [f'| [`mebqat.{m}`]({m}.md) | {line(m)} | [{nb[:2]}](../nbs/{nb}.ipynb) |' for m,nb in found.items()]
+    rows = [f'| [`mebqat.{m}`]({m}.md) | {line(m)} | [{number(nb)}](../nbs/{nb}.ipynb) |' for m,nb in found.items()]
     made['index.md'] = '\n'.join(['# Reference', '', 'Everything the package exports, read from the code itself. A module imports only from those above it.', '',
                                   '| module | what is in it | notebook |', '|---|---|---|', *rows, '', '```{toctree}', ':hidden:', '', *found, '```', ''])
     return made

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from mebqat.bits import Bits, Policy
-from mebqat.plots import by_pair, compare, diagonal, part
-from mebqat.search import Front, Scored
-from mebqat.settings import unspell
+from mebqat.figures.plots import by_pair, compare, diagonal, part
+from mebqat.mixed.search import Front, Scored
+from mebqat.runs.settings import unspell
 from mebqat.surface import Point, Surface
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from mebqat.adaqat import (WIDEST, AdaQAT, FracBits, Relaxed, Trajectory, between_widths, change, dice, next_layer, operations, probe,
+from mebqat.mixed.adaqat import (WIDEST, AdaQAT, FracBits, Relaxed, Trajectory, between_widths, change, dice, next_layer, operations, probe,
                            round_to_target, rows_follow, task_slope)
 from mebqat.bits import FULL, Bits, Policy
 from mebqat.cost import profile
 from mebqat.data import load
-from mebqat.exploration import cost_table
+from mebqat.figures.predictions import cost_table
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import qat
 from mebqat.models import small_cnn
-from mebqat.monitor import TrainingMonitor
+from mebqat.explore.monitor import TrainingMonitor
 from mebqat.quantizers import LSQ, SAT, DoReFa
 from mebqat.train import Batches, Interrupted, TrainConfig, fit, make_optimizer
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mebqat.batchnorm import check_bn_data, deployed, evaluating, keep_statistics, reestimate_bn, reestimates
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.evaluate import answers, fitness, score, sweep
-from mebqat.exploration import explore
+from mebqat.figures.predictions import explore
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.quantizers import LSQ, SAT
 

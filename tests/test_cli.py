@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from mebqat.bits import Bits, BitSpace
 from mebqat.cli import app
-from mebqat.runs import RunSpec, open_run
+from mebqat.runs.images import RunSpec, open_run
 from mebqat.surface import Surface
 from mebqat.train import load_whole, save_whole
-from mebqat.workbench import TOUR, free_port, lab_command, notebooks
+from mebqat.launch import TOUR, free_port, lab_command, own_names
 
 COMMON = ['--width', '4', '--batch-size', '256', '--no-compile']
 METHODS = {'float': [], 'qat': ['--bits', 'W4A4'], 'adabits': ['--bits', 'W2A2 W8A8'], 'any-precision': ['--bits', 'W2A2,W8A8'], 'mebqat': [],
@@ -164,8 +164,9 @@ def test_names_with_brackets_and_colons_are_printed_as_they_are(tmp_path):
 
 def test_lab_copies_the_notebooks_and_keeps_what_was_changed(tmp_path):
     done = good('lab', tmp_path/'mine', '--no-open')
-    names = sorted(p.name for p in notebooks().glob('[0-9]*.ipynb'))
-    assert sorted(p.name for p in (tmp_path/'mine').iterdir()) == names and f'{len(names)} notebooks' in done.stderr
+    names = sorted(own_names())
+    assert sorted(p.relative_to(tmp_path/'mine').as_posix() for p in (tmp_path/'mine').rglob('*.ipynb')) == names and f'{len(names)} notebooks' in done.stderr
+    assert names[0] == TOUR and {'sources/00_bits.ipynb', 'sources/mixed/00_adaqat.ipynb'} < {*names} and sum('/' not in n for n in names) == 12
     (tmp_path/'mine'/names[0]).write_text('mine')
     (tmp_path/'mine'/names[1]).unlink()
     assert '1 notebooks' in good('lab', tmp_path/'mine', '--no-open').stderr
@@ -192,7 +193,7 @@ def test_lab_without_the_tour_opens_the_folder(tmp_path): assert not [a for a in
 
 @pytest.mark.parametrize('missing', ['jupyterlab', 'ipywidgets', 'anywidget'])
 def test_lab_says_what_is_missing_and_copies_nothing(tmp_path, monkeypatch, missing):
-    monkeypatch.setattr('mebqat.workbench.find_spec', refuse_to_have(missing))
+    monkeypatch.setattr('mebqat.launch.find_spec', refuse_to_have(missing))
     monkeypatch.setattr('os.execv', lambda *args: pytest.fail('started'))
     assert "pip install 'mebqat[lab]'" in refused('lab', tmp_path/'mine', names=missing)
     assert not (tmp_path/'mine').exists()
@@ -215,8 +216,8 @@ def test_a_notebook_is_copied_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), 'write_bytes', full)
     refused('lab', tmp_path/'mine', '--no-open', names='No space left')
     there = sorted(p.name for p in (tmp_path/'mine').iterdir())
-    assert there == sorted(p.name for p in notebooks().glob('0[01]_*.ipynb'))
-    assert all((tmp_path/'mine'/n).read_bytes() == (notebooks()/n).read_bytes() for n in there)
+    assert there == sorted(n for n in own_names() if n.startswith(('00_', '01_')))
+    assert all((tmp_path/'mine'/n).read_bytes() == own_names()[n].read_bytes() for n in there)
 
 
 def test_explore_needs_a_measured_run(runs, tmp_path, monkeypatch):
@@ -239,7 +240,7 @@ def test_explore_says_what_is_missing_and_which_port_is_taken(monkeypatch):
         s.listen()
         refused('explore', 'digits_exploration', '--port', s.getsockname()[1], names='choose another with --port')
     refused('explore', 'digits_exploration', '--port', 0, names='port must be 1 to 65535')
-    monkeypatch.setattr('mebqat.workbench.find_spec', refuse_to_have('voila'))
+    monkeypatch.setattr('mebqat.launch.find_spec', refuse_to_have('voila'))
     assert "pip install 'mebqat[lab]'" in refused('explore', 'digits_exploration', names='voila')
 
 
@@ -411,17 +412,17 @@ def test_unreadable_and_unwritable_places_are_named(tmp_path, runs):
 
 
 def test_something_unforeseen_is_one_line_too(monkeypatch, tmp_path):
-    import mebqat.runs
-    monkeypatch.setattr(mebqat.runs, 'train_run', lambda *a, **k: 1/0)
+    import mebqat.runs.images
+    monkeypatch.setattr(mebqat.runs.images, 'train_run', lambda *a, **k: 1/0)
     assert 'ZeroDivisionError' in refused('train', '--out', tmp_path/'run', names='MEBQAT_DEBUG', code=1)
     monkeypatch.setenv('MEBQAT_DEBUG', '1')
     assert isinstance(cli('train', '--out', tmp_path/'run').exception, ZeroDivisionError)
 
 
 def test_ctrl_c_before_training_is_one_line(monkeypatch, tmp_path):
-    import mebqat.runs
+    import mebqat.runs.images
     def stop(*a, **k): raise KeyboardInterrupt
-    monkeypatch.setattr(mebqat.runs, 'train_run', stop)
+    monkeypatch.setattr(mebqat.runs.images, 'train_run', stop)
     done = cli('train', '--out', tmp_path/'run')
     assert (done.exit_code, done.stderr, done.stdout) == (130, 'interrupted\n', '')
 

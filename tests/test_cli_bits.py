@@ -4,16 +4,16 @@ import json
 import pytest
 import torch
 
-from mebqat import policies
+from mebqat.runs import search as policies
 from mebqat.bits import Bits, Policy
 from mebqat.cli import LEARNED, LEARNING, _flag
 from mebqat.cost import profile
 from mebqat.evaluate import fitness, score
 from mebqat.layers import bit_layers
-from mebqat.metaquantnet import export_weights, generators
-from mebqat.runs import RunSpec, float_network, open_run, train_run
-from mebqat.search import Front, SearchResult
-from mebqat.settings import LEARNED as LEARNERS, load_policy, save_policy, unspell
+from mebqat.mixed.metaquantnet import export_weights, generators
+from mebqat.runs.images import RunSpec, float_network, open_run, train_run
+from mebqat.mixed.search import Front, SearchResult
+from mebqat.runs.settings import LEARNED as LEARNERS, load_policy, save_policy, unspell
 from mebqat.surface import Surface
 from mebqat.train import Interrupted, load_whole, save_whole
 from test_cli import cli, good, refused

@@ -9,8 +9,8 @@ import mebqat.cli as commands
 from mebqat.bits import Bits, BitSpace
 from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, find_run, open_any, open_scores, spec_of
 from mebqat.data import shipped
-from mebqat.fewruns import FEW_SHOT_METHODS, FewRun, FewShotSpec, open_few
-from mebqat.runs import METHODS, RunSpec
+from mebqat.runs.episodes import FEW_SHOT_METHODS, FewRun, FewShotSpec, open_few
+from mebqat.runs.images import METHODS, RunSpec
 from mebqat.surface import Surface
 from mebqat.train import load_whole, save_whole
 from test_cli import cli, good, own_cache, refused, snapshot  # noqa: F401 (own_cache is a fixture)
@@ -145,8 +145,8 @@ def test_a_shipped_network_goes_by_its_name(few, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('method', ['mebqat-pn', 'mebqat-maml'])
 def test_a_stopped_run_resumes_to_the_same_weights(few, tmp_path, monkeypatch, method):
-    import mebqat.fewruns
-    real = mebqat.fewruns.few_episodes
+    import mebqat.runs.episodes
+    real = mebqat.runs.episodes.few_episodes
     def stopping(spec, train):
         episodes = real(spec, train)
         def at(step):
@@ -154,7 +154,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(few, tmp_path, monkeypatch, m
             return episodes(step)
         return at
     with monkeypatch.context() as patch:
-        patch.setattr(mebqat.fewruns, 'few_episodes', stopping)
+        patch.setattr(mebqat.runs.episodes, 'few_episodes', stopping)
         done = cli('train', '--out', tmp_path/'run', *arguments(method, few))
     assert done.exit_code == 130 and done.stderr.splitlines()[-1].startswith('stopped after step 1 of 2; go on with resume (--resume)')
     refused('train', '--out', tmp_path/'run', *arguments(method, few), names='--resume')

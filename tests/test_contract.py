@@ -14,7 +14,7 @@ from mebqat.evaluate import score, sweep
 from mebqat.layers import Quantized, SwitchableBatchNorm, bit_layers, quantize, use_bits
 from mebqat.models import make
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
-from mebqat.runs import RunSpec, float_network, open_run
+from mebqat.runs.images import RunSpec, float_network, open_run
 from mebqat.train import TrainConfig, fit, load_whole
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)

@@ -15,12 +15,12 @@ from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load, shipped
 from mebqat.evaluate import answers, replies, sweep
-from mebqat.exploration import cost_table, explore, from_record, load_explorations, save_explorations, thumbnails, to_record
+from mebqat.figures.predictions import cost_table, explore, from_record, load_explorations, save_explorations, thumbnails, to_record
 from mebqat.inputs import batches_of
 from mebqat.layers import quantize, use_bits
 from mebqat.models import small_cnn
-from mebqat.pages import explorer_data, explorer_page
-from mebqat.plots import difference
+from mebqat.figures.pages import explorer_data, explorer_page
+from mebqat.figures.plots import difference
 from mebqat.quantizers import LSQ, make_scheme
 from mebqat.surface import Point, Surface, si, write_text
 from mebqat.train import load_whole, save_whole
@@ -226,7 +226,7 @@ def test_files_of_another_kind_version_or_state(seen, tmp_path):
 
 
 def test_the_shipped_networks(digits):
-    from mebqat.runs import open_run
+    from mebqat.runs.images import open_run
     file, run = shipped('digits_exploration.safetensors'), open_run(shipped('digits_mebqat.safetensors'))
     assert file.stat().st_size < 500_000 and [*digits] == ['MEBQAT', 'AdaBits', 'Post-training quantization']
     one, test = digits['MEBQAT'], load('digits', 'test')

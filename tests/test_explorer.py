@@ -9,12 +9,13 @@ import torch
 import traitlets
 from PIL import Image
 
-from mebqat import panels
+from mebqat.explore import panels
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.data import shipped
-from mebqat.exploration import load_explorations
-from mebqat.explorer import BEST, CELLS, FRONT, MESH, PIN, VEIL, SurfaceExplorer, confusion_cells, frame, ladder, outline, picture
-from mebqat.panels import MIXED, LiveFigure, PolicyPicker
+from mebqat.figures.predictions import load_explorations
+from mebqat.explore.surface_explorer import BEST, CELLS, FRONT, MESH, PIN, VEIL, SurfaceExplorer, confusion_cells, frame, outline, picture
+from mebqat.figures.front import ladder
+from mebqat.explore.panels import MIXED, LiveFigure, PolicyPicker
 from mebqat.surface import Point, Surface, si
 
 FP = Bits(FULL, FULL)
@@ -236,7 +237,7 @@ def test_live_fills_the_rest_and_stops_when_told(digits):
 
 def test_a_slow_network_is_named_as_slow(digits, monkeypatch):
     clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr('mebqat.explorer.perf_counter', lambda: next(clock))
+    monkeypatch.setattr('mebqat.explore.surface_explorer.perf_counter', lambda: next(clock))
     explorer, _ = visits(digits['MEBQAT'])
     explorer.value = Bits(2, 2)
     assert 'took 3 s' in explorer.progress.value and '"Measure all pairs" takes about 6 s more' in explorer.progress.value

@@ -12,19 +12,19 @@ from torch import nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
-import mebqat.fewruns as fewruns
+import mebqat.runs.episodes as fewruns
 from mebqat.adapt import adaptable, learn_rates
-from mebqat.answers import answer
+from mebqat.runs.answers import answer
 from mebqat.bits import FULL, Bits, BitSpace
 from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
-from mebqat.episodic import EpisodeScores, adaptation_curve, inner_answers, proto_answers, sweep_episodes
-from mebqat.fewruns import FewShotSpec, few_method, few_network, few_pool, fold_scales, open_few, train_few
-from mebqat.fewshot import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss, split_stem, trainable
+from mebqat.fewshot.evaluate import EpisodeScores, adaptation_curve, inner_answers, proto_answers, sweep_episodes
+from mebqat.runs.episodes import FewShotSpec, few_method, few_network, few_pool, fold_scales, open_few, train_few
+from mebqat.fewshot.methods import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss, split_stem, trainable
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa
-from mebqat.runs import RunSpec, train_run
+from mebqat.runs.images import RunSpec, train_run
 from mebqat.speed import Replay
 from mebqat.train import Interrupted, load_whole, save_whole
 

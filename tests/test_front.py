@@ -7,12 +7,13 @@ import torch
 import traitlets
 from plotly.basedatatypes import Undefined
 
-from mebqat import panels
+from mebqat.explore import panels
 from mebqat.bits import Bits, Policy
 from mebqat.data import shipped
-from mebqat.exploration import load_explorations
-from mebqat.front import BY_HAND, FrontExplorer, as_front, free_layers, front_data, front_page, front_part, stairs
-from mebqat.search import Budget, Front, Scored, SearchSpace, random_policies, random_search, undominated
+from mebqat.figures.predictions import load_explorations
+from mebqat.explore.front_explorer import FrontExplorer
+from mebqat.figures.front import BY_HAND, as_front, free_layers, front_data, front_page, front_part, stairs
+from mebqat.mixed.search import Budget, Front, Scored, SearchSpace, random_policies, random_search, undominated
 from test_page import visit
 
 INF = float('inf')

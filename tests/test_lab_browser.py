@@ -6,10 +6,10 @@ import pytest
 
 from mebqat.bits import FULL, Bits
 from mebqat.data import shipped
-from mebqat.exploration import load_explorations
-from mebqat.explorer import confusion_cells
-from mebqat.panels import GONE
-from mebqat.workbench import TOUR, free_port
+from mebqat.figures.predictions import load_explorations
+from mebqat.explore.surface_explorer import confusion_cells
+from mebqat.explore.panels import GONE
+from mebqat.launch import TOUR, free_port
 
 for needed in ('jupyterlab', 'voila', 'anywidget'): pytest.importorskip(needed, reason=f"{needed} is not installed; get it with: pip install 'mebqat[dev]'")
 api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
@@ -126,8 +126,8 @@ def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab, click
     assert wrong == []
 
 
-TRAINS = '''from mebqat.monitor import TrainingMonitor
-from mebqat.runs import RunSpec, train_run
+TRAINS = '''from mebqat.explore.monitor import TrainingMonitor
+from mebqat.runs.images import RunSpec, train_run
 
 monitor = TrainingMonitor('a long training')
 monitor.run(lambda on_row, stop: train_run(RunSpec('mebqat', width=4, epochs=2000), 'long', on_row=on_row, stop=stop))

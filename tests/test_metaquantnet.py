@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-import mebqat.metaquantnet as module
+import mebqat.mixed.metaquantnet as module
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load
 from mebqat.evaluate import fitness, score, sweep
 from mebqat.layers import bit_layers, bits_of, describe, quantize, use_bits
-from mebqat.metaquantnet import (WIDTHS, GeneratedWeight, PolicySampler, at_policy, export_weights, generate, generator_size, generators,
+from mebqat.mixed.metaquantnet import (WIDTHS, GeneratedWeight, PolicySampler, at_policy, export_weights, generate, generator_size, generators,
                                  metaquantnet, policies_of, tilted)
 from mebqat.methods import FP, float_training, qat
 from mebqat.models import resnet20, small_cnn

@@ -4,9 +4,9 @@ import threading
 import pytest
 import torch
 
-from mebqat.fewruns import FewShotSpec, train_few
-from mebqat.monitor import STEP, TrainingMonitor, Trail
-from mebqat.runs import RunSpec, train_run
+from mebqat.runs.episodes import FewShotSpec, train_few
+from mebqat.explore.monitor import STEP, TrainingMonitor, Trail
+from mebqat.runs.images import RunSpec, train_run
 from mebqat.train import Interrupted, load_whole
 
 SPECS = {'ordinary': (train_run, RunSpec('mebqat', width=4, epochs=3, batch_size=256, bits='W2A2 W8A8 FP')),

@@ -5,8 +5,8 @@ import pytest
 
 from conftest import ROOT
 
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-every_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+every_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.relative_to(ROOT/'nbs').as_posix().removesuffix('.ipynb'))
 MACHINE = re.compile(r'/(home|root|Users|tmp|work)/')
 
 

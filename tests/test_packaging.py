@@ -41,7 +41,7 @@ def test_wheel_holds_modules_notebooks_and_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     place = {'mebqat': 'mebqat', 'nbs': 'mebqat/_nbs', 'data': 'mebqat/_data'}
     wanted = {'/'.join((place[f.parts[0]], *f.parts[1:])) for f in source_files() if f.parts[0] in place}
-    assert {'mebqat/bits.py', 'mebqat/_nbs/00_bits.ipynb', 'mebqat/_data/digits.safetensors'} <= wanted
+    assert {'mebqat/bits.py', 'mebqat/runs/images.py', 'mebqat/_nbs/00_bits.ipynb', 'mebqat/_nbs/course/00_tour.ipynb', 'mebqat/_data/digits.safetensors'} <= wanted
     assert {n for n in names if '.dist-info/' not in n} == wanted
     assert wheel.stat().st_size < 15e6
 

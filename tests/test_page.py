@@ -9,7 +9,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from mebqat.bits import FULL, Bits, BitSpace
-from mebqat.plots import compare, diagonal, difference, frontier, training, write_page
+from mebqat.figures.plots import compare, diagonal, difference, frontier, training, write_page
 from mebqat.surface import Point, Surface, wilson
 
 

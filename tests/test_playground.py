@@ -9,20 +9,20 @@ import torch
 import traitlets
 from PIL import Image
 
-from mebqat.answers import answer, playing
+from mebqat.runs.answers import answer, playing
 from mebqat.bits import FULL, Bits, BitSpace
 from mebqat.data import load, shipped
 from mebqat.episodes import Episode, Episodes
-from mebqat.episodic import inner_answers, proto_answers
-from mebqat.fewruns import open_few
-from mebqat.fewshot import InnerSteps
-from mebqat.ink import MOST_BYTES, from_strokes, thin
+from mebqat.fewshot.evaluate import inner_answers, proto_answers
+from mebqat.runs.episodes import open_few
+from mebqat.fewshot.methods import InnerSteps
+from mebqat.fewshot.ink import MOST_BYTES, from_strokes, thin
 from mebqat.layers import quantize
 from mebqat.models import cnn5
 from mebqat.quantizers import LSQ
 
 pytest.importorskip('anywidget', reason="anywidget is not installed; get it with: pip install 'mebqat[lab]'")
-from mebqat.playground import LETTERS, PAD, CharacterPad, FewShotPlayground, Plane, Verdict
+from mebqat.explore.playground import LETTERS, PAD, CharacterPad, FewShotPlayground, Plane, Verdict
 
 FP, LOW = Bits(FULL, FULL), Bits(2, 2)
 CROSS = [[[.2, .2], [.8, .8]], [[.8, .2], [.2, .8]]]
@@ -260,7 +260,7 @@ def test_thinning_keeps_lines_whole():
 
 
 def test_without_anywidget_the_panel_says_what_to_install(ready):
-    with patch('mebqat.panels.find_spec', lambda name: None), patch('mebqat.playground.find_spec', lambda name: None):
+    with patch('mebqat.explore.panels.find_spec', lambda name: None), patch('mebqat.explore.playground.find_spec', lambda name: None):
         play = FewShotPlayground(**ready)
         play.value = Bits(4, 4)
     assert '<b>W4A4' in play.summary and play.message == ''

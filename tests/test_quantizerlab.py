@@ -6,8 +6,8 @@ import torch
 import traitlets
 
 from mebqat.kernels import dorefa_act, dorefa_weight, lsq, pact, sat_weight
-from mebqat.plots import page
-from mebqat.quantizerlab import NAMES, MOST, TYPED, Ordered, QuantizerLab, Setting, best_size, completed, measure, quantized, response, sample
+from mebqat.figures.plots import page
+from mebqat.explore.quantizer_lab import NAMES, MOST, TYPED, Ordered, QuantizerLab, Setting, best_size, completed, measure, quantized, response, sample
 
 WEIGHTS = torch.randn(40, 30, 3, 3, generator=torch.Generator().manual_seed(0))*.1
 ACTS = torch.randn(9, 700, generator=torch.Generator().manual_seed(1)).relu()*2
@@ -205,7 +205,7 @@ def test_best_is_no_worse_than_anything_near():
 
 
 def test_without_anywidget_the_panel_says_so(monkeypatch):
-    monkeypatch.setattr('mebqat.panels.find_spec', lambda name: None)
+    monkeypatch.setattr('mebqat.explore.panels.find_spec', lambda name: None)
     lab = QuantizerLab(ACTS)
     lab.knobs['bits'].value = 3
     assert "pip install 'mebqat[lab]'" in ''.join(getattr(c, 'value', '') for c in lab.children if isinstance(getattr(c, 'value', ''), str))

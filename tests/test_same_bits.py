@@ -10,11 +10,11 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from mebqat.adaqat import AdaQAT
+from mebqat.mixed.adaqat import AdaQAT
 from mebqat.batchnorm import deployed
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.episodes import Episode
-from mebqat.fewshot import mebqat_pn, pn
+from mebqat.fewshot.methods import mebqat_pn, pn
 from mebqat.layers import SwitchableBatchNorm, bit_layers, plain_attention, quantize, unwrapped, use_bits
 from mebqat.methods import adabits, any_precision, mebqat, qat
 from mebqat.models import make

@@ -12,11 +12,11 @@ from hypothesis import given, settings, strategies as st
 from mebqat.bits import Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load
-from mebqat.exploration import cost_table
+from mebqat.figures.predictions import cost_table
 from mebqat.layers import quantize, use_bits
 from mebqat.models import make, small_cnn
 from mebqat.quantizers import LSQ
-from mebqat.search import (Budget, Front, Layer, Scored, SearchResult, SearchSpace, Sensitivity, by_table, crossed, descended, exact, finalists, genetic, greedy,
+from mebqat.mixed.search import (Budget, Front, Layer, Scored, SearchResult, SearchSpace, Sensitivity, by_table, crossed, descended, exact, finalists, genetic, greedy,
                            limits_of, measure, moves, mutated, random_policies, random_policy, random_search, repair, repaired, solve, totals, uniform)
 from mebqat.train import Interrupted
 
@@ -376,7 +376,7 @@ def test_stop_is_asked_after_each_score(tmp_path):
 KILLED = '''
 import os, sys, time
 from mebqat.bits import BitSpace
-from mebqat.search import Budget, Layer, SearchSpace, genetic
+from mebqat.mixed.search import Budget, Layer, SearchSpace, genetic
 space = SearchSpace([Layer(f'l{i}', 1000*(i + 2), 100*(8 - i) + 7) for i in range(8)], BitSpace.grid((2, 3, 4, 8), (2, 3, 4, 8)))
 calls = []
 def fitness(p):
@@ -440,7 +440,7 @@ def test_a_checkpoint_belongs_to_one_search(tmp_path):
 
 
 def test_a_full_disk_keeps_the_file_before(tmp_path, monkeypatch):
-    import mebqat.search as module
+    import mebqat.mixed.search as module
     space, file, calls = small_space(), tmp_path/'s.json', []
     real = module.write_text
     def full(path, text):

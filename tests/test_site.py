@@ -8,9 +8,12 @@ import typer
 
 from conftest import ROOT
 
+sys.path.insert(0, str(ROOT/'docs'))
+from reference import modules  # noqa: E402
+
 HAND = sorted(p.stem for p in (ROOT/'docs').glob('*.md'))
-NOTEBOOKS = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb'))
-MODULES = [p.stem for p in sorted((ROOT/'mebqat').glob('[a-z]*.py'))]
+NOTEBOOKS = sorted(p.relative_to(ROOT/'nbs').as_posix().removesuffix('.ipynb') for p in (ROOT/'nbs').rglob('[0-9]*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+MODULES = [*modules(ROOT)]
 
 
 def build(folder):
@@ -93,7 +96,7 @@ def test_notebooks_show_no_machinery(site):
     for n in NOTEBOOKS:
         text = re.sub(r'<[^>]+>', '', (site/'nbs'/f'{n}.html').read_text(encoding='utf-8'))
         assert not re.search(r'^#\| ?\w+', text, re.M), n
-    hidden = (site/'nbs'/'63_real_data.html').read_text(encoding='utf-8')
+    hidden = (site/'nbs'/'course'/'04_real_data.html').read_text(encoding='utf-8')
     assert 'surface_of' not in re.sub(r'<[^>]+>', '', hidden), 'a hidden cell shows'
 
 
@@ -174,7 +177,7 @@ def drawn(page):
     return plots.count()
 
 
-GROUPS = {'pages': HAND, 'lessons': [f'nbs/{n}' for n in NOTEBOOKS if n > '59'], 'notebooks': [f'nbs/{n}' for n in NOTEBOOKS if n < '59'],
+GROUPS = {'pages': HAND, 'lessons': [f'nbs/{n}' for n in NOTEBOOKS if n.startswith('course/')], 'notebooks': [f'nbs/{n}' for n in NOTEBOOKS if not n.startswith('course/')],
           'reference': ['reference/index', 'reference/surface', 'reference/plots']}
 
 
@@ -205,7 +208,7 @@ def test_pages_open_and_draw(visit, group):
 
 def test_figures_follow_the_theme(visit):
     page = visit(color_scheme='light')
-    page.goto(visit.at('nbs/40_plots'))
+    page.goto(visit.at('nbs/figures/00_plots'))
     drawn(page)
     ink = 'document.querySelector(".plot")._fullLayout.font.color'
     light = page.evaluate(ink)

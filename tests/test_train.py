@@ -20,7 +20,7 @@ from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import (Bitwidths, Step, adabits, any_precision, average_gradients, float_training, mebqat, qat,
                             soft_cross_entropy)
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
-from mebqat.runs import RunSpec, open_run, train_run
+from mebqat.runs.images import RunSpec, open_run, train_run
 from mebqat.train import (Batches, History, Interrupted, TrainConfig, fit, generator_for, gentle_interrupt, load_whole, make_optimizer,
                           save_whole, seed_for)
 

@@ -1,4 +1,4 @@
-// Draws everything that `explorer.html` has a place for, from the data that `mebqat.pages` embeds.
+// Draws everything that `explorer.html` has a place for, from the data that `mebqat.figures.pages` embeds.
 // Uses `read`, `dark` and `theme` of the page's own script, and Plotly.
 {
 const data = read('explorer-data');

@@ -1,4 +1,4 @@
-// Draws what `front.html` has a place for, from the data that `mebqat.front` embeds.
+// Draws what `front.html` has a place for, from the data that `mebqat.explore.front_explorer` embeds.
 // Uses `read`, `dark` and `theme` of the page's own script, and Plotly.
 {
 const data = read('front-data'), count = data.fitness.length, COSTS = ['bytes', 'bitops'];

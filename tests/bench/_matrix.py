@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 import mebqat
-from mebqat.episodic import EpisodeScores
-from mebqat.fewruns import open_few, train_few
+from mebqat.fewshot.evaluate import EpisodeScores
+from mebqat.runs.episodes import open_few, train_few
 
 
 class Matrix:

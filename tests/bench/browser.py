@@ -9,7 +9,7 @@ from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from test_lab_browser import LONG, handle, served
-from mebqat.workbench import app_folder, free_port
+from mebqat.launch import app_folder, free_port
 
 ABOUT = 'python tests/bench/browser.py FILE: milliseconds from the key that moves a slider to the redrawn map, headless chromium 1000 pixels wide, voila, two CPU cores for browser, server and kernel together; load is that of the last minute'
 BUDGET = {'precomputed': 100, 'live': 1000}  # ms
@@ -24,9 +24,9 @@ WATCH = '''() => {
 }'''
 LIVE = '''from mebqat.bits import Bits, BitSpace
 from mebqat.data import shipped
-from mebqat.exploration import live_answers
-from mebqat.explorer import SurfaceExplorer
-from mebqat.runs import open_run
+from mebqat.figures.predictions import live_answers
+from mebqat.explore.surface_explorer import SurfaceExplorer
+from mebqat.runs.images import open_run
 
 run = open_run(shipped('digits_mebqat.safetensors'))
 SurfaceExplorer.live(space=BitSpace.grid(range(2, 9), range(2, 9)), value=Bits(8, 8), **live_answers(run.model, run.pool(), run.pool('train')))'''

@@ -7,9 +7,9 @@ import torch
 torch.set_num_threads(1)
 from mebqat.bits import FULL, Bits
 from mebqat.data import shipped
-from mebqat.exploration import load_explorations
-from mebqat.explorer import SurfaceExplorer
-from mebqat.panels import PolicyPicker
+from mebqat.figures.predictions import load_explorations
+from mebqat.explore.surface_explorer import SurfaceExplorer
+from mebqat.explore.panels import PolicyPicker
 
 
 def timed(call):

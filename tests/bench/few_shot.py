@@ -15,7 +15,7 @@ from mebqat.adapt import adapt, adaptable
 from mebqat.bits import Bits
 from mebqat.data import load
 from mebqat.episodes import Episodes
-from mebqat.fewshot import FewShot, InnerSteps, Prototypes, trainable
+from mebqat.fewshot.methods import FewShot, InnerSteps, Prototypes, trainable
 from mebqat.layers import quantize
 from mebqat.methods import FP
 from mebqat.models import cnn4, cnn5

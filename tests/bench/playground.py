@@ -4,8 +4,8 @@ import statistics, time
 import torch
 
 torch.set_num_threads(1)
-from mebqat.answers import playing
-from mebqat.playground import FewShotPlayground
+from mebqat.runs.answers import playing
+from mebqat.explore.playground import FewShotPlayground
 
 
 def timed(call):

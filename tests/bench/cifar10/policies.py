@@ -31,19 +31,19 @@ from pathlib import Path
 import torch
 
 import mebqat
-from mebqat.adaqat import AdaQAT, FracBits
+from mebqat.mixed.adaqat import AdaQAT, FracBits
 from mebqat.batchnorm import deployed
 from mebqat.bits import Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import augment, choose, load
 from mebqat.evaluate import answers, fitness
 from mebqat.layers import quantize
-from mebqat.metaquantnet import at_policy, export_weights, generate, metaquantnet, policies_of
+from mebqat.mixed.metaquantnet import at_policy, export_weights, generate, metaquantnet, policies_of
 from mebqat.methods import FP, float_training, qat
 from mebqat.methods import mebqat as any_bits
 from mebqat.models import resnet20
 from mebqat.quantizers import LSQ
-from mebqat.search import Budget, SearchResult, SearchSpace, exact, finalists, genetic, greedy, measure, random_search, uniform
+from mebqat.mixed.search import Budget, SearchResult, SearchSpace, exact, finalists, genetic, greedy, measure, random_search, uniform
 from mebqat.surface import wilson, write_text
 from mebqat.train import Batches, TrainConfig, fit, load_whole, save_whole
 

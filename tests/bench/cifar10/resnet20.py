@@ -18,7 +18,7 @@ from mebqat.bits import Bits, BitSpace
 from mebqat.data import load
 from mebqat.evaluate import answers, sweep
 from mebqat.methods import FP
-from mebqat.runs import RunSpec, method_of, open_run, train_run
+from mebqat.runs.images import RunSpec, method_of, open_run, train_run
 from mebqat.surface import wilson
 
 DIAGONAL = BitSpace([Bits(b, b) for b in (2, 3, 4, 6, 8)] + [FP])

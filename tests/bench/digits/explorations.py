@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mebqat.bits import BitSpace
 from mebqat.data import load
-from mebqat.exploration import explore, save_explorations
-from mebqat.runs import RunSpec, open_run, train_run
+from mebqat.figures.predictions import explore, save_explorations
+from mebqat.runs.images import RunSpec, open_run, train_run
 
 GRID = BitSpace.grid(range(2, 9), range(2, 9), full=True)
 COMMON = dict(data='digits', model='small_cnn', width=8, skip='none', batch_size=32, seed=0)

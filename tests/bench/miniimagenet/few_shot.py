@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _matrix import Matrix, arguments
 from mebqat.bits import Bits, BitSpace
-from mebqat.fewruns import FewShotSpec, few_pool
+from mebqat.runs.episodes import FewShotSpec, few_pool
 
 PAIRS = BitSpace.parse('W2A2 FP')
 QAT = ('W2A2',)

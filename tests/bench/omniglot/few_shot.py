@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _matrix import Matrix, arguments
 from mebqat.bits import Bits, BitSpace
-from mebqat.fewruns import FewShotSpec, few_network, few_pool
+from mebqat.runs.episodes import FewShotSpec, few_network, few_pool
 
 SIX = BitSpace.parse('W2A2 W2A8 W8A3 W4A4 W8A8 FP')
 MAML_PAIRS = BitSpace.parse('W2A2 W3A8 W4A4 W8A8 FP')

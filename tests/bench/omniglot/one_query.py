@@ -16,9 +16,9 @@ import torch
 import mebqat
 from mebqat.bits import BitSpace
 from mebqat.data import shipped
-from mebqat.episodic import inner_answers, proto_answers
-from mebqat.fewruns import open_few
-from mebqat.fewshot import InnerSteps
+from mebqat.fewshot.evaluate import inner_answers, proto_answers
+from mebqat.runs.episodes import open_few
+from mebqat.fewshot.methods import InnerSteps
 from mebqat.surface import mean_interval, write_text
 
 SPACE = BitSpace.parse('W2A2 W4A4 W8A8 FP')

@@ -17,8 +17,8 @@ import mebqat
 from mebqat.bits import BitSpace
 from mebqat.cli import open_scores
 from mebqat.episodes import Episodes
-from mebqat.episodic import sweep_episodes
-from mebqat.fewruns import few_network, few_pool, open_few
+from mebqat.fewshot.evaluate import sweep_episodes
+from mebqat.runs.episodes import few_network, few_pool, open_few
 from mebqat.methods import FP
 from mebqat.surface import write_text
 
