@@ -6,35 +6,57 @@ import pytest
 
 from conftest import ROOT, copy_source, git_files, source_files
 
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-MODULES = sorted(p for p in (ROOT/'mebqat').rglob('*.py') if not p.name.startswith('_'))
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+MODULES = sorted(p for p in (ROOT/'mebqat').rglob('*.py') if not p.name.startswith('_') or p.name == '__init__.py' and '__all__' in p.read_text(encoding='utf-8'))
 TOP = {'settings.ini', 'setup.py', 'README.md', 'Makefile', 'LICENSE', 'CHANGELOG.md', '.gitignore', '.gitattributes', '.ci',
        'nbs', 'mebqat', 'tests', 'data', 'docs'}
 # What a module must not lead to, directly or through others.
-BARRED = {'data': {'bits', 'kernels', 'quantizers', 'layers'}, 'models': {'bits', 'kernels', 'quantizers', 'layers'},
-          'search': {'layers', 'models', 'quantizers'}, 'front': {'layers', 'models', 'quantizers', 'cost'}, 'widgets': {'layers', 'models', 'quantizers'}, 'pages': {'layers', 'models', 'quantizers'}, 'train': {'methods', 'evaluate'}}
+BARRED = {'data': {'bits', 'kernels', 'quantizers', 'layers'}, 'models': {'bits', 'kernels', 'quantizers', 'layers'}, 'train': {'methods', 'evaluate'},
+          'mixed.search': {'layers', 'models', 'quantizers'}, 'explore': {'layers', 'models', 'quantizers'}, 'figures.pages': {'layers', 'models', 'quantizers'},
+          'figures.front': {'layers', 'models', 'quantizers', 'cost'}}
+# The floor of each folder, from the ground up; '' is the core. Nobody above them imports the explorers.
+FLOORS, LEAVES = {'': 1, 'fewshot': 2, 'mixed': 2, 'figures': 3, 'explore': 4, 'runs': 5, 'doors': 6}, {'explore'}
+EXTRAS = ('ipywidgets', 'anywidget', 'voila', 'jupyterlab', 'nbformat', 'scipy', 'onnx', 'onnxruntime')
 
-by_name = lambda p: p.stem
+
+def name_of(path):
+    "A file of the package as the module's name, without `mebqat.`."
+    return '.'.join(path.relative_to(ROOT/'mebqat').with_suffix('').parts).removesuffix('.__init__')
+
+
+by_name = name_of
 
 
 def target(notebook):
     "The module that a notebook exports, or None for a lesson."
     sources = (''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'])
-    return next((m[1] for s in sources if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', s, re.M))), None)
+    return next((m[1].removesuffix('.__init__') for s in sources if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', s, re.M))), None)
 
 
-ORDER = {target(p): p.name for p in NOTEBOOKS if target(p)}
+ORDER = {target(p): p.relative_to(ROOT/'nbs') for p in NOTEBOOKS if target(p)}
+
+
+def folder_of(name):
+    "Where the notebook of a module lies; the command line and what it launches are the doors."
+    home = ORDER[name].parent.as_posix().replace('.', '')
+    return 'doors' if not home and ORDER[name].name > '9' else home
+
+
+def path_of(name):
+    plain = ROOT/'mebqat'/(name.replace('.', '/') + '.py')
+    return plain if plain.exists() else ROOT/'mebqat'/name.replace('.', '/')/'__init__.py'
 
 
 def imports(name):
     "The mebqat modules that a module names in its imports, wherever they stand."
-    found = set()
-    for n in ast.walk(ast.parse((ROOT/'mebqat'/f'{name}.py').read_text(encoding='utf-8'))):
+    found, path = set(), path_of(name)
+    here = ('mebqat', *path.relative_to(ROOT/'mebqat').parent.parts)
+    for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(n, ast.ImportFrom):
-            full = 'mebqat.'*(n.level > 0) + (n.module or '')
-            found |= {full} if full.startswith('mebqat.') and n.module else {f'mebqat.{a.name}' for a in n.names} if full.strip('.') == 'mebqat' else set()
+            full = '.'.join([*here[:len(here) - n.level + 1]]*(n.level > 0) + [n.module]*bool(n.module))
+            found |= {full, *(f'{full}.{a.name}' for a in n.names)}
         elif isinstance(n, ast.Import): found |= {a.name for a in n.names}
-    return {f.split('.')[1] for f in found if f.startswith('mebqat.')} & ORDER.keys()
+    return {f.removeprefix('mebqat.') for f in found} & ORDER.keys() - {name}
 
 
 def reach(name, seen=()):
@@ -44,29 +66,43 @@ def reach(name, seen=()):
 
 
 def test_imports_finds_every_form(monkeypatch, tmp_path):
-    (tmp_path/'mebqat').mkdir()
-    (tmp_path/'mebqat'/'x.py').write_text('from .a import p\nfrom . import b\ndef f():\n    from mebqat.c import q\n    from mebqat import d\n'
-                                          '    import mebqat.e, os\nfrom torch import bits\nimport a')
+    (tmp_path/'mebqat'/'w').mkdir(parents=True)
+    (tmp_path/'mebqat'/'w'/'x.py').write_text('from ..a import p\nfrom .. import b\ndef f():\n    from mebqat.c import q\n    from mebqat import d\n'
+                                              '    import mebqat.e, os\nfrom torch import bits\nimport a\nfrom .y import z\nfrom . import v')
     monkeypatch.setitem(globals(), 'ROOT', tmp_path)
-    monkeypatch.setitem(globals(), 'ORDER', dict.fromkeys('abcde', ''))
-    assert imports('x') == set('abcde')
+    monkeypatch.setitem(globals(), 'ORDER', dict.fromkeys([*'abcde', 'w.y', 'w.v', 'w.x', 'bits'], ''))
+    assert imports('w.x') == {*'abcde', 'w.y', 'w.v'}
 
 
 @pytest.mark.parametrize('module', MODULES, ids=by_name)
-def test_every_module_has_its_notebook(module): assert module.stem in ORDER
+def test_every_module_has_its_notebook(module): assert name_of(module) in ORDER
 
 
 def test_every_notebook_has_its_module_and_a_number():
-    assert not ORDER.keys() - {m.stem for m in MODULES}
+    assert not ORDER.keys() - {name_of(m) for m in MODULES}
     assert all(re.match(r'\d\d_', p.name) for p in NOTEBOOKS)
     assert len(ORDER) == sum(target(p) is not None for p in NOTEBOOKS), 'two notebooks export the same module'
-    assert len({p.name[:2] for p in NOTEBOOKS}) == len(NOTEBOOKS), 'two notebooks share a number'
+    assert len({(p.parent, p.name[:2]) for p in NOTEBOOKS}) == len(NOTEBOOKS), 'two notebooks of a folder share a number'
+    assert {p.parent.name for p in NOTEBOOKS if target(p) is None} == {'course'} and not [p for p in NOTEBOOKS if p.parent.name == 'course' and target(p)]
+
+
+def test_a_module_lies_where_its_notebook_does():
+    assert not [n for n,nb in ORDER.items() if nb.parent.as_posix().replace('.', '') != (n if path_of(n).name == '__init__.py' else n.rpartition('.')[0])]
 
 
 @pytest.mark.parametrize('module', MODULES, ids=by_name)
-def test_imports_point_to_lower_numbers(module):
-    name = module.stem
-    assert not [d for d in imports(name) if ORDER[d] >= ORDER[name]]
+def test_imports_point_to_lower_floors_and_lower_numbers(module):
+    name, here = name_of(module), folder_of(name_of(module))
+    allowed = lambda d, there: ORDER[d].name < ORDER[name].name if there == here else FLOORS[there] < FLOORS[here] and there not in LEAVES
+    assert not [d for d in imports(name) if not allowed(d, folder_of(d))]
+
+
+def test_only_the_explorers_need_the_extras(tmp_path):
+    "Each module in turn, in one interpreter that has none of them."
+    names = [f'mebqat.{n}' for n in ORDER if folder_of(n) != 'explore']
+    code = f'import sys, importlib\nfor n in {EXTRAS}: sys.modules[n] = None\nfor n in {names}: importlib.import_module(n)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('name', sorted(BARRED.keys() & ORDER.keys()))
@@ -75,7 +111,7 @@ def test_layers_that_must_not_meet(name): assert not reach(name) & BARRED[name]
 
 @pytest.mark.parametrize('module', MODULES, ids=by_name)
 def test_module_imports_in_a_fresh_interpreter(module, tmp_path):
-    done = subprocess.run([sys.executable, '-c', f'import mebqat.{module.stem} as m; print(m.__file__)'], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', f'import mebqat.{name_of(module)} as m; print(m.__file__)'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(module)
 
