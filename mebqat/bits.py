@@ -10,8 +10,9 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING: import torch
 
 # %% ../nbs/00_bits.ipynb #080f1ced
 FULL = 32  # full precision: the tensor is left alone
@@ -76,9 +77,10 @@ class BitSpace:
     def __repr__(self): return f'BitSpace({self.name+": " if self.name else ""}{len(self)} pairs, {self.pairs[0]} .. {self.pairs[-1]})'
 
     def sample(self,
-        generator:torch.Generator, # Source of randomness
+        generator:'torch.Generator', # Source of randomness
     ) -> Bits:                     # One pair, every pair equally likely
         "Draw one pair uniformly."
+        import torch  # a word about bits should not wait for it
         return self.pairs[int(torch.randint(len(self), (1,), generator=generator))]
 
     @classmethod
