@@ -159,6 +159,14 @@ def test_import_is_quick_and_leaves_torch_alone(tmp_path):
     assert min(float(r[0]) for r in runs) < .1
 
 
+@pytest.mark.parametrize('command', [[], ['train'], ['search']], ids=' '.join)
+def test_help_waits_for_nothing_heavy(command, tmp_path):
+    code = (f'import sys; sys.argv = ["mebqat", *{command}, "--help"]\nfrom mebqat.cli import main\ntry: main()\nexcept SystemExit: pass\n'
+            'print(*sorted({"torch", "numpy", "pandas", "plotly"} & sys.modules.keys()), file=sys.stderr)')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert 'Usage' in done.stdout and done.stderr.split() == []
+
+
 def test_requirements_and_version_stand_in_settings_alone():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
