@@ -173,8 +173,7 @@ class LSQWeight(nn.Module):
 # %% ../nbs/02_quantizers.ipynb #d23ab702
 class InputSize(nn.Module):
     "How large inputs are, as norms of powers 4, 6 and infinity, against the example that steps were set up with."
-    PACE, FADE = .1, .99  # of the moving averages; of the peak at each call
-    LOOK = 2**15          # about as many values of a call are looked at
+    PACE, FADE, LOOK = .1, .99, 2**15  # of the averages; of the peak at each call; values of a call that are looked at
     def __init__(self):
         super().__init__()
         for name in ('started', 'late'): self.register_buffer(name, torch.zeros(3))  # zero: not known
@@ -222,8 +221,7 @@ class InputSize(nn.Module):
         self.growth.copy_(torch.where(self.started > 0, self.late/self.started, 1))
 
     def _load_from_state_dict(self, state, prefix, *rest):
-        for name,start in (('started', 0), ('late', 0), ('growth', 1)):
-            state.setdefault(prefix + name, torch.full((3,), float(start)))
+        for name in ('started', 'late', 'growth'): state.setdefault(prefix + name, torch.ones(3)*(name == 'growth'))
         super()._load_from_state_dict(state, prefix, *rest)
 
 # %% ../nbs/02_quantizers.ipynb #e202a270
