@@ -186,12 +186,11 @@ class InputSize(nn.Module):
     def measure(x:Tensor) -> Tensor: # The three norms, over what is not zero
         x = x.detach()
         if x.dim() > 1: x = x[::max(1, min(len(x), x.numel()//InputSize.LOOK))]
-        x = x.float() if x.dtype in HOLDS else x
-        peak = torch.linalg.vector_norm(x, torch.inf)
+        low, high = (x.float() if x.dtype in HOLDS else x).aminmax()
+        peak = torch.maximum(high, -low)
         y = (x/peak.clamp_min(1e-30)).square()
-        z = y*y
-        fourth, sixth = (s.sum()/torch.count_nonzero(y).clamp_min(1) for s in (z, z*y))
-        return torch.stack([fourth**(1/4), sixth**(1/6), torch.ones_like(peak)])*peak
+        z, count = y*y, y.sign().sum().clamp_min(1)
+        return torch.stack([(z.sum()/count)**(1/4), ((z*y).sum()/count)**(1/6), torch.ones_like(peak)])*peak
 
     def restart(self, x:Tensor):
         "Begin again from an example."
