@@ -178,7 +178,7 @@ def drawn(page):
 
 
 GROUPS = {'pages': HAND, 'lessons': [f'nbs/{n}' for n in NOTEBOOKS if n.startswith('course/')], 'notebooks': [f'nbs/{n}' for n in NOTEBOOKS if not n.startswith('course/')],
-          'reference': ['reference/index', 'reference/surface', 'reference/plots']}
+          'reference': ['reference/index', 'reference/surface', 'reference/figures.plots']}
 
 
 def stored_figures(name):
