@@ -245,7 +245,7 @@ def test_baked_controls_change_their_figures(visit):
             before = box.evaluate(state)
             box.press('Home')
             page.wait_for_function('([d, before, state]) => eval(state)(d) !== before', arg=[box.element_handle(), before, state])
-            assert box.get_attribute('aria-valuenow') == '0'
+            expect(box).to_have_attribute('aria-valuenow', '0')
             keyed.append(box.get_attribute('id'))
     for frame in page.locator('.content iframe').all():
         frame.scroll_into_view_if_needed()
