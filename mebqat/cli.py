@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'err', 'ORDINARY', 'LEARNED', 'FEW_SHOT', 'BOTH', 'ONE_SET', 'LEARNING', 'GENERATED', 'GIVEN', 'EPISODES',
            'INNER', 'PANELS', 'ONLY', 'INSTEAD', 'FEW_PAIRS', 'CORNERS', 'TITLES', 'print_table', 'spec_of', 'train',
-           'adaqat', 'find_run', 'open_any', 'open_scores', 'surface', 'search', 'info', 'demo', 'explore', 'lab',
-           'main']
+           'adaqat', 'open_scores', 'surface', 'search', 'info', 'demo', 'explore', 'lab', 'main']
 
 # %% ../nbs/91_cli.ipynb #7d1648e5
 import html
@@ -207,12 +206,12 @@ def train(
 
 def _trained(out, method, resume, compile, threads, device, options):
     "Train what a command line describes; the run, and what `--json` prints."
-    from mebqat.runs import episodes as fewruns, images as runs
+    from mebqat.runs import train_run
     spec = spec_of(method, _said(options))
     _tune(threads)
     with warnings.catch_warnings():
         if method in LEARNED: warnings.simplefilter('ignore', UserWarning)  # what they say is said at the end
-        run = (fewruns.train_few if method in FEW_SHOT else runs.train_run)(
+        run = train_run(
             spec, out, resume, compile=compile, device=device, on_row=lambda h: err.print('  '.join(f'{k} {v:.4g}' for k,v in h.rows[-1].items())))
     said = {'run': str(out), 'spec': asdict(spec), 'history': run.history.rows}
     return run, said | (_learned(run, out) if method in LEARNED else {})
@@ -304,27 +303,6 @@ def adaqat(
         err.print(f'wrote {out/"trajectory.json"} and {out/"trajectory.html"}; next: mebqat surface {out}')
 
 # %% ../nbs/91_cli.ipynb #f50da430
-def find_run(
-    path:Path, # A run folder, a weights file, or a shipped network's name
-) -> Path:     # A path, there or not
-    "Where a run is; a name that is no path may be a shipped network."
-    from mebqat.data import shipped
-    if path.exists() or len(path.parts) != 1: return path
-    try: return shipped(path.name.removesuffix('.safetensors') + '.safetensors')
-    except FileNotFoundError: return path
-
-
-def open_any(
-    path:Path, # As for `find_run`
-):             # A `Run` or a `FewRun`
-    "Open a run of either kind, by what its file says it is."
-    from mebqat.runs.episodes import open_few
-    from mebqat.runs.images import open_run, weights_file
-    from mebqat.train import load_whole
-    path = find_run(path)
-    return (open_few if load_whole(weights_file(path))[1].get('format') == 'mebqat-fewshot' else open_run)(path)
-
-
 def _folder(run, out) -> Path:
     "Where results of a run go; OSError, before any work, if they cannot."
     folder = out or (run if run.is_dir() else run.parent if run.exists() else Path(run.stem))
@@ -369,7 +347,8 @@ def surface(
     with _clear_errors():
         given = {k: v for k,v in dict(episodes=episodes, n_way=n_way, k_shot=k_shot, n_query=n_query, inner_steps=inner_steps,
                                       episode_seed=episode_seed, against=against).items() if v is not None}
-        opened, folder = open_any(run), _folder(run, out)
+        from mebqat.runs import open_run
+        opened, folder = open_run(run), _folder(run, out)
         measure = _surface_few if opened.spec.method in FEW_SHOT else _surface_run
         prepared = measure(run, opened, bits, data, split, given)
         _tune(threads, compile)
@@ -501,7 +480,8 @@ def search(
         if max_bytes is max_bitops is None: raise ValueError('a search needs a budget: --max-bytes, --max-bitops or both')
         budget = Budget(_amount('max_bytes', max_bytes, 'B'), _amount('max_bitops', max_bitops, 'BitOPs'))
         settings = policies.settings_of(method, population, generations, seed)
-        opened, folder = open_any(run), _folder(run, out)
+        from mebqat.runs import open_run
+        opened, folder = open_run(run), _folder(run, out)
         if opened.spec.method in FEW_SHOT: raise ValueError(f'{run} is a {opened.spec.method} run; a search needs one of {", ".join(policies.MANY)}')
         space = policies.space_of(opened, policies.candidates_of(opened, widths, act_widths, ladder))
         pool = policies.held_out(opened, fitness_images, data)
@@ -549,19 +529,20 @@ def _in_words(bits) -> str: return ', '.join(f'{n} {b}' for n,b in bits.items())
 
 def _facts(path) -> dict:
     "Everything worth knowing about a run folder or file."
+    from mebqat.runs import open_run
     from mebqat.runs.images import weights_file
     from mebqat.surface import Surface
     if path.suffix == '.json':
         s = Surface.load(path)
         return {'kind': 'surface', 'title': s.title, 'pairs': len(s), 'mean accuracy': round(s.mean(), 4), **{k: v for k,v in s.meta.items() if not isinstance(v, (list, dict))}}
-    run = open_any(path)
+    run = open_run(path)
     few, classes = run.spec.method in FEW_SHOT, run.about['classes']
     said = {k: v for k,v in asdict(run.spec).items() if v not in ('', None, ())}
     if said.get('policy'): said['policy'] = ', '.join(map(' '.join, said['policy']))
     if not few and run.spec.method in LEARNED: said |= {'found': _in_words(run.setting), **{'concerns': '; '.join(run.concerns) for _ in run.concerns[:1]}}
     last = {k: round(v, 4) for k,v in (run.history.rows or [{}])[-1].items() if k != 'lr'}
     return {'kind': 'few-shot run' if few else 'run', **said, 'classes': classes if few else len(classes), 'input': 'x'.join(map(str, run.about['input'])),
-            'parameters': sum(p.numel() for p in run.model.parameters()), 'file bytes': weights_file(find_run(path)).stat().st_size,
+            'parameters': sum(p.numel() for p in run.model.parameters()), 'file bytes': weights_file(path).stat().st_size,
             **last, 'training data': run.about['fingerprint'], 'mebqat': run.about['mebqat'], 'torch': run.about['torch']}
 
 # %% ../nbs/91_cli.ipynb #072582c9
@@ -598,11 +579,10 @@ def demo(
 
 def _fresh_run(spec, folder):
     "Train anew, over whatever an earlier demo left."
-    from mebqat.runs.episodes import train_few
-    from mebqat.runs.images import train_run
+    from mebqat.runs import train_run
     if folder.exists(): shutil.rmtree(folder)
     start = time.time()
-    run = (train_few if spec.method in FEW_SHOT else train_run)(spec, folder)
+    run = train_run(spec, folder)
     err.print(f'{spec.method:>11} {spec.bits:5} trained in {time.time() - start:5.1f} s')
     return run
 

@@ -7,9 +7,10 @@ import torch
 
 import mebqat.cli as commands
 from mebqat.bits import Bits, BitSpace
-from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, find_run, open_any, open_scores, spec_of
+from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, open_scores, spec_of
+from mebqat.runs import find_run, open_run
 from mebqat.data import shipped
-from mebqat.runs.episodes import FEW_SHOT_METHODS, FewRun, FewShotSpec, open_few
+from mebqat.runs.episodes import FEW_SHOT_METHODS, FewRun, FewShotSpec, fold_scales, open_few
 from mebqat.runs.images import METHODS, RunSpec
 from mebqat.surface import Surface
 from mebqat.train import load_whole, save_whole
@@ -71,6 +72,14 @@ def test_every_option_reaches_the_run(tmp_path):
     assert said['run'] == str(tmp_path/'run') and len(said['history']) == 1 and open_few(tmp_path/'run').spec == want == FewShotSpec(**said['spec'])
 
 
+def test_a_run_starts_from_a_shipped_network(tmp_path):
+    small = ('--method', 'mebqat-maml', '--data', 'glyphs', '--glyph-classes', 20, '--n-way', 3, '--k-shot', 1, '--n-query', 1, '--steps', 1, '--n-tasks', 2, '--lr', 1e-12, '--no-compile')
+    good('train', '--out', tmp_path/'run', '--init', 'omniglot_mebqat_pn', *small)
+    start = fold_scales(open_run('omniglot_mebqat_pn').model.state_dict())['block3.conv.weight']
+    assert torch.allclose(open_run(tmp_path/'run').model.block3.conv.weight, start, atol=1e-9)
+    assert 'omniglot_mebqat_pm' in refused('train', '--out', tmp_path/'other', '--init', 'omniglot_mebqat_pm', *small, names='no run at')
+
+
 def test_help_lists_methods_and_panels():
     shown = good('train', '--help').stdout
     for word in (*FEW_SHOT, *ORDINARY, *PANELS, *(commands._flag(k) for rows in PANELS.values() for k in rows)): assert word in re.sub(r'[│\s]+', ' ', shown), word
@@ -87,7 +96,7 @@ def test_train_surface_info_round_trip(few, method):
     assert set(saved) == set(scores.accuracy) == set(BitSpace.parse(FEW_PAIRS)) and scores.surface() == saved
     assert {'method': method, 'split': 'test', 'number of episodes': 3, 'episodes': f'{n_way}-way 1-shot, 2 queries a class, seed 0'}.items() <= saved.meta.items()
     assert all(v.shape == (3,) and v.dtype == torch.float64 for v in scores.accuracy.values())
-    run = open_any(few/method)
+    run = open_run(few/method)
     want = run.sweep(BitSpace.parse('W2A8 FP'), run.episodes(n_query=2), 3)
     for b in want.accuracy: assert torch.equal(want.accuracy[b], scores.accuracy[b])
     assert '<html' in (few/method/'surface.html').read_text(encoding='utf-8')[:200]
@@ -128,16 +137,15 @@ def test_against_pairs_what_saw_the_same_episodes(few, tmp_path):
 
 
 def test_a_shipped_network_goes_by_its_name(few, tmp_path, monkeypatch):
-    import mebqat.data
     def shipped(name):
         if name != 'tiny_pn.safetensors': raise FileNotFoundError(name)
         return few/'mebqat-pn'/'model.safetensors'
-    monkeypatch.setattr(mebqat.data, 'shipped', shipped)
+    monkeypatch.setattr(mebqat.runs.images, 'shipped', shipped)
     monkeypatch.chdir(tmp_path)
     before = snapshot(few)
     good('surface', 'tiny_pn', '--episodes', 1, '--n-query', 1, '--bits', 'FP')
     assert (tmp_path/'tiny_pn'/'episodes.safetensors').is_file() and snapshot(few) == before
-    assert isinstance(open_any(find_run(few/'mebqat-pn')), FewRun)
+    assert isinstance(open_run(find_run(few/'mebqat-pn')), FewRun)
     (tmp_path/'tiny_pn').rename(tmp_path/'gone')
     assert json.loads(good('info', 'tiny_pn', '--json').stdout)['method'] == 'mebqat-pn'
     refused('info', 'other', names='no run at other')

@@ -43,7 +43,7 @@ class FewShotOptions:
     glyph_classes: int = 200      # Glyphs only: how many characters
     scheme: str = 'lsq'           # `lsq`, `dorefa` or `sat`
     bits: str = ''                # The pair of a dedicated run, or the pairs of MEBQAT; '' for the paper's set
-    init: str = ''                # Run folder or weights file to start from
+    init: str = ''                # Run folder, weights file or shipped network to start from
     n_way: int = 20               # Classes of a training episode
     k_shot: int = 1               # Support images of a class
     n_query: int = 5              # Query images of a class
