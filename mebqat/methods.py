@@ -72,8 +72,7 @@ def clamp_gradients(
     if bound is None or not grads: return 0
     if float(torch.stack(torch._foreach_norm(grads, float('inf'))).max()) <= bound: return 0
     cut = sum(int((g.abs() > bound).sum()) for g in grads)
-    torch._foreach_clamp_min_(grads, -bound)
-    torch._foreach_clamp_max_(grads, bound)
+    nn.utils.clip_grad_value_(model.parameters(), bound)
     return cut
 
 # %% ../nbs/16_methods.ipynb #be3fa4a4

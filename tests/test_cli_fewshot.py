@@ -140,7 +140,7 @@ def test_a_shipped_network_goes_by_its_name(few, tmp_path, monkeypatch):
     def shipped(name):
         if name != 'tiny_pn.safetensors': raise FileNotFoundError(name)
         return few/'mebqat-pn'/'model.safetensors'
-    monkeypatch.setattr(mebqat.runs.images, 'shipped', shipped)
+    monkeypatch.setattr('mebqat.runs.images.shipped', shipped)
     monkeypatch.chdir(tmp_path)
     before = snapshot(few)
     good('surface', 'tiny_pn', '--episodes', 1, '--n-query', 1, '--bits', 'FP')

@@ -5,9 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from mebqat.bits import Bits
 from mebqat.data import Pool, load
-from mebqat.episodes import Episode, Episodes, Learn2LearnEpisodes, Task, draw, from_learn2learn, sample_episode, to_learn2learn
+from mebqat.episodes import Episode, Episodes, Learn2LearnEpisodes, draw, from_learn2learn, sample_episode, to_learn2learn
 
 quick = settings(max_examples=40, deadline=None)
 gen = lambda seed=0: torch.Generator().manual_seed(seed)
@@ -176,7 +175,6 @@ def test_an_episode_describes_itself():
     e = Episode(torch.zeros(5, 1, 28, 28), torch.arange(5), torch.zeros(75, 1, 28, 28), torch.arange(5).repeat_interleave(15))
     assert repr(e) == '5-way 1-shot, 15 queries a class, 1x28x28'
     assert repr(sample_episode(numbered([3, 3], 3), 2, 2, 1, gen())) == '2-way 2-shot, 1 query a class, 3x2x2'
-    assert repr(Task(e, Bits(2, 4))) == 'W2A4, 5-way 1-shot, 15 queries a class, 1x28x28'
 
 
 def test_an_episode_moves_whole():
