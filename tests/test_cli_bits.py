@@ -13,7 +13,8 @@ from mebqat.layers import bit_layers
 from mebqat.mixed.metaquantnet import export_weights, generators
 from mebqat.runs.images import RunSpec, float_network, open_run, train_run
 from mebqat.mixed.search import Front, SearchResult
-from mebqat.runs.settings import LEARNED as LEARNERS, load_policy, save_policy, unspell
+from mebqat.runs.registry import METHODS, names
+from mebqat.runs.settings import load_policy, save_policy, unspell
 from mebqat.surface import Surface
 from mebqat.train import Interrupted, load_whole, save_whole
 from test_cli import cli, good, refused
@@ -394,14 +395,14 @@ def test_damaged_trajectories_are_refused(tmp_path, text):
 def test_a_folder_of_an_older_version_is_still_this_run(runs):
     file = runs/'qat'/'run.json'
     doc = json.loads(file.read_text())
-    for k in ('ends', 'policy', *(k for own in LEARNERS.values() for k in own)): doc['spec'].pop(k, None)
+    for k in ('ends', 'policy', *(k for own in {m: METHODS[m].options for m in names(bits='learned')}.values() for k in own)): doc['spec'].pop(k, None)
     file.write_text(json.dumps(doc))
     good(*RUNS['qat'], '--out', runs/'qat', '--resume')
     refused(*RUNS['qat'], '--seed', 1, '--out', runs/'qat', '--resume', names='seed=0 there, 1 here')
 
 
 def test_help_lists_the_commands_and_their_options():
-    assert LEARNED == tuple(LEARNERS) and set(LEARNING) == {k for own in LEARNERS.values() for k in own}
+    assert LEARNED == tuple({m: METHODS[m].options for m in names(bits='learned')}) and set(LEARNING) == {k for own in {m: METHODS[m].options for m in names(bits='learned')}.values() for k in own}
     shown = {c: ' '.join(good(c, '--help').stdout.replace('│', ' ').split()) for c in ('adaqat', 'search')}
     assert all(_flag(k) in shown['adaqat'] for k in (*LEARNING, 'init', 'skip', 'ends', 'data', 'model')) and '--n-way' not in shown['adaqat'] and '--guaranteed' not in shown['adaqat']
     assert all(f'--{k}' in shown['search'] for k in ('max-bytes', 'max-bitops', 'method', 'widths', 'act-widths', 'ladder', 'population', 'generations', 'seed', 'resume', 'fitness-images', 'json'))

@@ -10,8 +10,9 @@ from mebqat.bits import Bits, BitSpace
 from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, open_scores, spec_of
 from mebqat.runs import find_run, open_run
 from mebqat.data import shipped
-from mebqat.runs.episodes import FEW_SHOT_METHODS, FewRun, FewShotSpec, fold_scales, open_few
-from mebqat.runs.images import METHODS, RunSpec
+from mebqat.runs import registry
+from mebqat.runs.episodes import FewRun, FewShotSpec, fold_scales, open_few
+from mebqat.runs.images import RunSpec
 from mebqat.surface import Surface
 from mebqat.train import load_whole, save_whole
 from test_cli import cli, good, own_cache, refused, snapshot  # noqa: F401 (own_cache is a fixture)
@@ -40,7 +41,12 @@ def few(tmp_path_factory):
 
 # Options
 
-def test_the_methods_are_those_of_the_library(): assert (ORDINARY, FEW_SHOT) == (METHODS, FEW_SHOT_METHODS)
+def test_the_command_has_every_option_of_every_method():
+    shown = {k for rows in PANELS.values() for k in rows}
+    for m in registry.METHODS.values():
+        kind = FewShotSpec if m.trains_on == 'episodes' else RunSpec
+        assert {*m.options} <= shown & {f.name for f in fields(kind)}, m.name
+    assert {*ORDINARY, *FEW_SHOT} == {*registry.METHODS}
 
 
 def test_every_field_is_an_option_and_its_help_tells_its_default():
