@@ -203,11 +203,12 @@ class InputSize(nn.Module):
 
     @torch.no_grad()
     def note(self,
-        x:Tensor,          # Inputs of a training pass; zeros say nothing, nor does anything that is not finite
+        x:Tensor,          # Inputs of a training pass; none, zeros and what is not finite say nothing
         moved:bool=False,  # Have the parameters moved since the last note? Then what was noted takes effect first
     ):
         "Look at inputs."
         if moved: self.use()
+        if not x.numel(): return
         now = self.measure(x).to(self.late)
         known = torch.where(self.late > 0, self.late, now)
         new = torch.cat([known[:2].lerp(now[:2], self.PACE), torch.maximum(known[2:]*self.FADE, now[2:])])

@@ -202,6 +202,15 @@ def test_batches_that_say_nothing_are_not_noted(kind):
     assert all(v.equal(before[k]) for k,v in q.size.state_dict().items())
 
 
+def test_a_layer_that_gets_nothing_passes_nothing_on():
+    net = quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), LSQ(), example=randn(64, 8), skip='none').train()
+    before = sizes(net)
+    with use_bits(net, Bits(4, 4)): y = net(torch.zeros(0, 8))
+    y.sum().backward()
+    assert y.shape == (0, 3) and all(v.equal(before[k]) for k,v in sizes(net).items())
+    assert not any(p.grad.any() for p in net.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
 def test_sizes_are_measured_in_every_type(dtype):
     q = LSQAct(X, True)

@@ -308,7 +308,7 @@ class FewRun:
     ) -> EpisodeScores:           # With the run's protocol
         "Every pair on the same episodes."
         s = self.spec
-        return sweep_episodes(self.model, s.learner(), episodes, space, n, steps, s.method + (f' {s.bits}' if s.method.endswith('qat') else ''),
+        return sweep_episodes(self.model, s.learner(), episodes, space, n, steps, s.method + (f' {s.bits}' if s.about.bits == 'pair' else ''),
                               {'method': s.method, 'training bits': s.bits or 'FP' if not s.over_bits else s.space().name or s.bits, 'training steps': s.steps, 'tasks a step': s.n_tasks,
                                'training episodes': f'{s.n_way}-way {s.k_shot}-shot, {s.n_query} queries a class', 'seed': s.seed})
 
