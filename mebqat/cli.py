@@ -418,7 +418,7 @@ def _keep(folder, split, json_, seen, title, caption, parts, scores=None, gaps=N
     "Write a measured surface with all that belongs to it, and say it."
     from mebqat.figures.predictions import save_explorations
     from mebqat.figures.pages import explorer_page
-    from mebqat.surface import write_text
+    from mebqat.files import write_text
     folder.mkdir(parents=True, exist_ok=True)
     what = next(iter(seen.values()))
     done = getattr(what, 'surface', what)
@@ -602,7 +602,7 @@ def _report(out, seen, runs, seconds, epochs):
     from mebqat.figures.predictions import save_explorations
     from mebqat.figures.pages import explorer_page
     from mebqat.figures.plots import compare, diagonal, difference
-    from mebqat.surface import write_text
+    from mebqat.files import write_text
     surfaces = {k: e.surface for k,e in seen.items()}
     one, ptq = (surfaces[k] for k in ('MEBQAT, one network', 'Post-training quantization'))
     console = Console(**_plain)

@@ -8,13 +8,12 @@ import torch
 import mebqat.cli as commands
 from mebqat.bits import Bits, BitSpace
 from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, open_scores, spec_of
+from mebqat.files import load_whole, save_whole, shipped
 from mebqat.runs import find_run, open_run
-from mebqat.data import shipped
 from mebqat.runs import registry
 from mebqat.runs.episodes import FewRun, FewShotSpec, fold_scales, open_few
 from mebqat.runs.images import RunSpec
 from mebqat.surface import Surface
-from mebqat.train import load_whole, save_whole
 from test_cli import cli, good, own_cache, refused, snapshot  # noqa: F401 (own_cache is a fixture)
 
 TINY = ['--glyph-classes', 20, '--width', 4, '--n-query', 2, '--no-compile']

@@ -11,11 +11,12 @@ from mebqat.batchnorm import deployed, reestimate_bn
 from mebqat.bits import FULL, Bits, BitSpace, Policy
 from mebqat.data import load
 from mebqat.evaluate import score, sweep
+from mebqat.files import load_whole
 from mebqat.layers import Quantized, SwitchableBatchNorm, bit_layers, quantize, use_bits
 from mebqat.models import make
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
 from mebqat.runs.images import RunSpec, float_network, open_run
-from mebqat.train import TrainConfig, fit, load_whole
+from mebqat.train import TrainConfig, fit
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import mebqat.runs.episodes as fewruns
 from mebqat.adapt import adaptable, learn_rates
+from mebqat.files import load_whole, save_whole
 from mebqat.runs.answers import answer
 from mebqat.bits import FULL, Bits, BitSpace
 from mebqat.data import load
@@ -26,7 +27,7 @@ from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa
 from mebqat.runs.images import RunSpec, train_run
 from mebqat.speed import Replay
-from mebqat.train import Interrupted, load_whole, save_whole
+from mebqat.train import Interrupted
 
 FP = Bits(FULL, FULL)
 SPACE = BitSpace.parse('W2A2 W2A4 W4A4 W3AFP WFPA2 FP')

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from mebqat.bits import FULL, Bits
-from mebqat.data import shipped
+from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.surface_explorer import confusion_cells
 from mebqat.explore.panels import GONE

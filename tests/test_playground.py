@@ -9,9 +9,10 @@ import torch
 import traitlets
 from PIL import Image
 
+from mebqat.files import shipped
 from mebqat.runs.answers import answer, playing
 from mebqat.bits import FULL, Bits, BitSpace
-from mebqat.data import load, shipped
+from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
 from mebqat.fewshot.evaluate import inner_answers, proto_answers
 from mebqat.runs.episodes import open_few

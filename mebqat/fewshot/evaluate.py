@@ -22,9 +22,10 @@ from ..bits import Bits, BitSpace
 from ..cost import profile
 from ..episodes import Episode, Episodes
 from .methods import InnerSteps, Prototypes, split_stem
+from ..files import load_whole, save_whole
 from ..layers import bit_layers, use_bits
 from ..surface import Point, Surface, mean_interval
-from ..train import load_whole, progress, save_whole
+from ..train import progress
 
 # %% ../../nbs/fewshot/01_evaluate.ipynb #d43f592a
 @torch.no_grad()

@@ -21,10 +21,10 @@ from ..batchnorm import deployed
 from ..bits import Bits, BitSpace, Policy
 from ..cost import Cost, LayerCost, charged, profile
 from ..evaluate import replies, sweep
+from ..files import load_whole, save_whole
 from ..inputs import batches_of
 from ..layers import FULL_PAIR, bit_layers, quantization_of
 from ..surface import Point, Surface, dumps, loads
-from ..train import load_whole, save_whole
 
 # %% ../../nbs/figures/02_predictions.ipynb #e319bf6a
 @dataclass(frozen=True)

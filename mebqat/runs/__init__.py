@@ -26,8 +26,8 @@ def open_run(
     path:str|Path, # A run folder, its weights file, or a shipped network's name
 ):                 # The trained `Run` or `FewRun`
     "Open a run of either kind, by what its file says it is; FileNotFoundError, or ValueError for a file that is damaged or unfinished."
+    from mebqat.files import load_whole
     from mebqat.runs import episodes, images
-    from mebqat.train import load_whole
     path = images.find_run(path)
     few = load_whole(images.weights_file(path))[1].get('format') == 'mebqat-fewshot'
     return (episodes.open_few if few else images.open_run)(path)

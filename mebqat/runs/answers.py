@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from ..adapt import adaptable, check_losses, inner_path, prototype_logits, prototypes, rates_of, split_body
 from ..bits import Bits, BitSpace
-from ..data import shipped
+from ..files import shipped
 from ..episodes import Episode, Episodes
 from ..fewshot.evaluate import check_fits
 from .episodes import FewRun, few_pool, open_few, other_pool

@@ -22,13 +22,14 @@ from ..data import Pool, few_shot_name, jitter, load
 from ..episodes import Episodes
 from ..fewshot.evaluate import EpisodeScores, sweep_episodes
 from ..fewshot.methods import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn
+from ..files import load_whole, save_whole
 from ..layers import bit_layers, calibrate, from_version_1, quantize, use_bits
 from ..models import cnn4, cnn5
 from ..quantizers import make_scheme
 from .images import claim, weights_file
 from .registry import Method, find, having
 from ..seeds import generator_for, seed_for
-from ..train import History, TrainConfig, compile_with_progress, fit, load_whole, save_whole
+from ..train import History, TrainConfig, compile_with_progress, fit
 
 # %% ../../nbs/runs/03_episodes.ipynb #02d62b4a
 DESIGNS = ('inner', 'both')

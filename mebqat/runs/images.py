@@ -21,7 +21,8 @@ from .. import __version__
 from ..batchnorm import deployed
 from ..bits import FULL, Bits, BitSpace, Policy
 from ..cost import profile
-from ..data import shipped, Pool, augment, few_shot_name, load
+from ..data import Pool, augment, few_shot_name, load
+from ..files import load_whole, save_whole, shipped, write_text
 from ..evaluate import answers
 from ..layers import Quantized, bit_layers, clip_shares, from_version_1, quantize, use_bits
 from ..mixed.metaquantnet import export_weights, generate, metaquantnet, policies_of
@@ -30,8 +31,7 @@ from ..models import check_positive, make
 from ..quantizers import make_scheme
 from .registry import find, having, names
 from .settings import learner, same_layers, spell, unspell
-from ..surface import write_text
-from ..train import Batches, History, TrainConfig, compile_with_progress, fit, load_whole, save_whole, seed_for
+from ..train import Batches, History, TrainConfig, compile_with_progress, fit, seed_for
 
 # %% ../../nbs/runs/02_images.ipynb #a09d2fc7
 _LIST = 'W2A2 W4A4 W8A8'  # what AdaBits and Any-Precision walk through unless told otherwise

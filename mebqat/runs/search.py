@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from ..files import write_text
 from ..mixed.adaqat import draw_trajectory
 from ..bits import Bits, Policy
 from ..data import Pool
@@ -32,7 +33,7 @@ from .images import Run, weights_file
 from .registry import names
 from ..mixed.search import Budget, Front, Scored, SearchResult, SearchSpace, exact, genetic, greedy, race, random_search, uniform
 from .settings import save_policy
-from ..surface import Point, name_figure, write_text
+from ..surface import Point, name_figure
 from ..train import progress
 
 # %% ../../nbs/runs/05_search.ipynb #9a0173dc

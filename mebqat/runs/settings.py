@@ -12,10 +12,10 @@ from pathlib import Path
 
 from torch import nn
 
+from ..files import write_text
 from ..mixed.adaqat import AdaQAT, FracBits
 from ..bits import Bits, Policy
 from ..layers import bit_layers
-from ..surface import write_text
 
 # %% ../../nbs/runs/01_settings.ipynb #13100df1
 def spell(

@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 
 import mebqat
+from mebqat.files import load_whole, save_whole, write_text
 from mebqat.mixed.adaqat import AdaQAT, FracBits
 from mebqat.batchnorm import deployed
 from mebqat.bits import Bits, BitSpace, Policy
@@ -44,8 +45,8 @@ from mebqat.methods import mebqat as any_bits
 from mebqat.models import resnet20
 from mebqat.quantizers import LSQ
 from mebqat.mixed.search import Budget, SearchResult, SearchSpace, exact, finalists, genetic, greedy, measure, random_search, uniform
-from mebqat.surface import wilson, write_text
-from mebqat.train import Batches, TrainConfig, fit, load_whole, save_whole
+from mebqat.surface import wilson
+from mebqat.train import Batches, TrainConfig, fit
 
 ENDS = Bits(8, 8)
 UNIFORM = BitSpace.parse('W2A2 W3A3 W4A4 W8A8')

@@ -15,11 +15,11 @@ import torch
 
 import mebqat
 from mebqat.bits import BitSpace
-from mebqat.data import shipped
+from mebqat.files import shipped, write_text
 from mebqat.fewshot.evaluate import inner_answers, proto_answers
 from mebqat.runs.episodes import open_few
 from mebqat.fewshot.methods import InnerSteps
-from mebqat.surface import mean_interval, write_text
+from mebqat.surface import mean_interval
 
 SPACE = BitSpace.parse('W2A2 W4A4 W8A8 FP')
 NETWORKS = ('omniglot_mebqat_pn', 'omniglot_mebqat_maml')
