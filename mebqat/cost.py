@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .bits import FULL, Bits, Policy
-from .layers import FULL_PAIR, Quantized, bits_of, unwrapped
+from .bits import FP, FULL, Bits, Policy
+from .layers import Quantized, bits_of, unwrapped
 from .quantizers import WidthTable
 
 # %% ../nbs/05_cost.ipynb #619c37da
@@ -31,7 +31,7 @@ class LayerCost:
     kind: str                # Its class
     macs: int                # Multiply-accumulates for one image, all its calls together
     weights: int             # Stored weights, biases left out
-    bits: Bits = FULL_PAIR   # The pair it runs at
+    bits: Bits = FP   # The pair it runs at
     quantized: bool = False  # Does it have quantizers?
     tied: str = ''           # The first layer on the same tensor, where several share one
     kept: int = 0            # Width at which something else keeps its tensor; 32 for a float embedding
@@ -327,11 +327,11 @@ class Profile:
         return Policy({n: ends if ends and n in (self.names[0], self.names[-1]) else bits for n in self.names})
 
     def at(self,
-        bits:Bits|Policy=FULL_PAIR, # One pair, or a pair per layer; layers not named stay float or pinned
+        bits:Bits|Policy=FP, # One pair, or a pair per layer; layers not named stay float or pinned
     ) -> Cost:
         "The cost at these bits; ValueError for a layer name or pair the model does not have."
         chosen = _chosen(self, bits)
-        layers = charged(replace(l, bits=chosen.get(l.name, FULL_PAIR)) for l in self.layers)
+        layers = charged(replace(l, bits=chosen.get(l.name, FP)) for l in self.layers)
         return Cost(layers, self.other_bytes, self.quantizer_bytes, self.uncounted)
 
 
@@ -380,7 +380,7 @@ def profile(
 def cost(
     model:nn.Module,            # Any network, float or quantized; left as it was
     example:Tensor|tuple,       # A batch, a tuple of inputs, or the shape of a batch
-    bits:Bits|Policy=FULL_PAIR, # One pair, or a pair per layer
+    bits:Bits|Policy=FP, # One pair, or a pair per layer
 ) -> Cost:                      # Operations and bytes for one image
     "Cost of a model at one setting; use `profile` to ask about many."
     return profile(model, example).at(bits)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load
 from mebqat.files import load_whole, save_whole, shipped, write_text
-from mebqat.evaluate import answers, replies, sweep
+from mebqat.evaluate import correct, predict, sweep
 from mebqat.figures.predictions import cost_table, explore, from_record, load_explorations, save_explorations, thumbnails, to_record
 from mebqat.inputs import batches_of
 from mebqat.layers import quantize, use_bits
@@ -25,7 +25,6 @@ from mebqat.figures.plots import difference
 from mebqat.quantizers import LSQ, make_scheme
 from mebqat.surface import Point, Surface, si
 
-FP = Bits(FULL, FULL)
 SPACE = BitSpace([Bits(2, 2), Bits(2, 8), Bits(4, 4), FP])
 
 
@@ -68,8 +67,8 @@ def test_answers_are_the_networks_own(seen, some_digits):
 
 def test_replies_and_answers_agree(some_digits):
     model = network()
-    predicted, confidence, labels, loss = replies(model, some_digits)
-    right, same = answers(model, some_digits)
+    predicted, confidence, labels, loss = predict(model, some_digits)
+    right, same = correct(model, some_digits)
     assert torch.equal(predicted == labels, right) and loss == same and ((confidence >= .1) & (confidence <= 1)).all()
 
 

@@ -14,11 +14,11 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.cli import app
 from mebqat.files import load_whole, save_whole
 from mebqat.layers import bit_layers, quantize, use_bits
-from mebqat.methods import (Bitwidths, Step, adabits, any_precision, average_gradients, float_training, mebqat, qat,
+from mebqat.methods import (BitwidthTraining, Step, adabits, any_precision, average_gradients, float_training, mebqat, qat,
                             soft_cross_entropy)
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
 from mebqat.runs.images import RunSpec, open_run, train_run
@@ -28,7 +28,6 @@ from mebqat.train import (Batches, History, Interrupted, TrainConfig, fit, gener
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')
 
-FP = Bits(FULL, FULL)
 SPACE = BitSpace.parse('W2A2 W4A4 W8A8 W3AFP FP')
 
 
@@ -303,7 +302,7 @@ def test_a_step_leaves_the_mean_gradient_of_the_tasks_that_took_part(scheme, tea
     model, batch = network(scheme, 'batch'), IMAGES.batch(slice(0, 32))
     model[6].p = 0.
     apart = alone(model, pairs, batch, teacher)
-    method = Bitwidths('these', tuple(pairs), teacher='full' if teacher else 'none', clamp=None)
+    method = BitwidthTraining('these', tuple(pairs), teacher='full' if teacher else 'none', clamp=None)
     method(model, batch, generator_for(0))
     tables = {n + '.log_factor': m for n,m in model.named_modules() if isinstance(m, WidthTable)}
     for n,p in model.named_parameters():
@@ -323,7 +322,7 @@ def test_switchable_norms_average_over_their_own_tasks():
     model, batch = network(LSQ(), 'switchable').train(), IMAGES.batch(slice(0, 32))
     model[6].p = 0.
     apart = alone(model, pairs, batch)
-    Bitwidths('these', tuple(pairs), clamp=None)(model, batch, generator_for(0))
+    BitwidthTraining('these', tuple(pairs), clamp=None)(model, batch, generator_for(0))
     for key, took in (('FP', 1), ('W2A2', 2), ('W8A8', 1), ('W4A4', 0)):
         p, name = model[1].norms[key].weight, f'1.norms.{key}.weight'
         if not took: assert p.grad is None
@@ -475,8 +474,8 @@ def test_a_network_without_bits_is_not_trained_at_any(method):
 def test_a_step_counts_what_its_bound_cut(bound):
     model, free = small(), small()
     pairs = (FP, Bits(2, 2), Bits(4, 8))
-    Bitwidths('these', pairs, clamp=None)(free, IMAGES.batch(slice(0, 32)), generator_for(0))
-    step = Bitwidths('these', pairs, clamp=bound)(model, IMAGES.batch(slice(0, 32)), generator_for(0))
+    BitwidthTraining('these', pairs, clamp=None)(free, IMAGES.batch(slice(0, 32)), generator_for(0))
+    step = BitwidthTraining('these', pairs, clamp=bound)(model, IMAGES.batch(slice(0, 32)), generator_for(0))
     wanted = gradients(free)
     assert step.clamped == (0 if bound is None else sum(int((g.abs() > bound).sum()) for g in wanted.values()))
     assert (step.clamped > 0) == (bound in (1e-3, 1e-2))

@@ -19,14 +19,14 @@ from torch import nn
 
 from .. import __version__
 from ..batchnorm import deployed
-from ..bits import FULL, Bits, BitSpace, Policy
+from ..bits import FP, FULL, Bits, BitSpace, Policy
 from ..cost import profile
 from ..data import Pool, augment, few_shot_name, load
 from ..files import load_whole, save_whole, shipped, write_text
-from ..evaluate import answers
+from ..evaluate import correct
 from ..layers import Quantized, bit_layers, clip_shares, from_version_1, quantize, use_bits
 from ..mixed.metaquantnet import export_weights, generate, metaquantnet, policies_of
-from ..methods import FP, adabits, any_precision, float_training, mebqat, qat
+from ..methods import adabits, any_precision, float_training, mebqat, qat
 from ..models import check_positive, make
 from ..quantizers import make_scheme
 from .registry import find, having, names
@@ -231,10 +231,10 @@ def _validation(spec, train, val, method):
     trained = {b.w for b in spec.space()} - {FULL}
     widths = sorted(trained & {2, 4, 8}) or sorted(trained)[:1]
     def validate(model):
-        if not any(isinstance(m, Quantized) for m in model.modules()): return {'val FP': float(answers(model, part)[0].float().mean())}
+        if not any(isinstance(m, Quantized) for m in model.modules()): return {'val FP': float(correct(model, part)[0].float().mean())}
         out = {}
         for name,bits in {'found': method.bits}.items() if spec.learns_bits else {'policy': spec.the_policy()}.items() if spec.policy else ((b, b) for b in some):
-            with deployed(model, bits, train, 500): out[f'val {name}'] = float(answers(model, part)[0].float().mean())
+            with deployed(model, bits, train, 500): out[f'val {name}'] = float(correct(model, part)[0].float().mean())
         return out | clip_shares(model, widths)
     return validate
 
