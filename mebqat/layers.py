@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'SAMPLE', 'BN_MODES', 'Held', 'Quantized', 'QConv1d', 'QConv
            'QConvTranspose2d', 'QConvTranspose3d', 'OpenAttention', 'QMultiheadAttention', 'QOutProjection',
            'why_float', 'LayerStats', 'plain_attention', 'observe', 'SwitchableBatchNorm', 'follows', 'Quantization',
            'stays_float', 'quantize', 'unwrapped', 'quantization_of', 'bit_layers', 'describe', 'clipped',
-           'clip_shares', 'bits_of', 'use_bits', 'calibrate', 'from_version_1']
+           'clip_shares', 'bits_of', 'use_bits', 'calibrate', 'from_version_1', 'restore']
 
 # %% ../nbs/03_layers.ipynb #42cc27d8
 import copy
@@ -26,7 +26,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .bits import FP, FULL, Bits, BitSpace, Policy
 from .kernels import check_holds
-from .quantizers import LSQ, RANGE_FROM, SAT, DoReFa, fitted_step
+from .quantizers import RANGE_FROM, SCHEMES, Scheme, blank_steps, fitted_step
 
 # %% ../nbs/03_layers.ipynb #30caee82
 _LOCK = threading.Lock()
@@ -431,7 +431,7 @@ def _set_norms(model, mode, space, seen, free):
 @dataclass(frozen=True)
 class Quantization:
     "How a model was quantized; `model.quantization` holds it."
-    scheme: LSQ|DoReFa|SAT       # The scheme
+    scheme: Scheme               # The scheme
     bn: str                      # Batch norm choice
     skip: str                    # Which layers were spared
     ends: Bits|None              # Fixed pair of the first and last layer
@@ -480,7 +480,7 @@ def _spared(model, seen, skip):
 # %% ../nbs/03_layers.ipynb #80b82710
 def quantize(
     model:nn.Module,                 # Any network; changed in place
-    scheme:LSQ|DoReFa|SAT,           # How to quantize
+    scheme:Scheme,                   # How to quantize
     example:Tensor|tuple|Mapping,    # Real inputs (a batch, arguments, or keyword arguments): shows signs and scales
     skip:str|Iterable[str]|Callable='ends', # Spare `ends`, `first`, `last`, `none`, names, or where `skip(name, layer)`
     ends:Bits|None=None,             # Quantize the spared layers too, at this fixed pair
@@ -489,32 +489,42 @@ def quantize(
     signed:Mapping[str, bool]|None=None, # Signs of layer inputs known from before; overrule the example's
 ) -> nn.Module:                      # The same model, at full precision
     "Give every convolution, linear and attention layer a bitwidth; ValueError or TypeError, and no change, if not."
-    if not isinstance(scheme, (LSQ, DoReFa, SAT)):
-        raise TypeError(f'scheme must be LSQ(), DoReFa() or SAT(), an object with its options; got {scheme!r}')
+    _check_wishes(model, scheme, bn, space)
+    stats = observe(model, example, fresh_statistics=bn == 'batch')
+    names = _operate(model, scheme, stats, skip, ends, bn, space, signed)
+    unreached = [n for n,why in model.quantization.left_float.items() if why == 'not reached by the example']
+    _warn_of_gaps([n for n in names if stats[n].blind], unreached)
+    return model
+
+
+def _check_wishes(model, scheme, bn, space):
+    "Refuse what no example could make possible."
+    if not isinstance(scheme, Scheme):
+        *others, last = (f'{s.__name__}()' for s in SCHEMES.values())
+        raise TypeError(f'scheme must be {", ".join(others)} or {last}, an object with its options; got {scheme!r}')
     if any(isinstance(m, Quantized) for m in model.modules()):
         raise ValueError('the model is quantized already; build a fresh one to change its scheme')
     if bn not in BN_MODES: raise ValueError(f'bn must be one of {", ".join(BN_MODES)}; got {bn!r}')
     if (bn == 'switchable') != (space is not None):
         raise ValueError("bn='switchable' needs space=, the pairs to keep a batch norm for; no other choice takes one")
-    seen = observe(model, example, fresh_statistics=bn == 'batch')
-    for n,s in (signed or {}).items():
-        if n in seen: seen[n].signed = s
-    spared = _spared(model, seen, skip)
-    names = [n for n in seen if ends is not None or n not in spared]
-    left = stays_float(model, names, seen, spared)
-    if not names: raise ValueError(_nothing(seen, skip, left))
-    parts = {n: _quantizers(n, model.get_submodule(n), scheme, seen[n]) for n in names}
-    free = [n for n in names if n not in spared]
+
+# %% ../nbs/03_layers.ipynb #2a75221a
+def _operate(model, scheme, stats, skip, ends, bn, space, signed) -> list[str]:
+    "Make all quantizers, then change the model; the names of its quantized layers."
+    for n in stats.keys() & (signed or {}).keys(): stats[n].signed = signed[n]
+    spared = _spared(model, stats, skip)
+    names = [n for n in stats if ends is not None or n not in spared]
+    left = stays_float(model, names, stats, spared)
+    if not names: raise ValueError(_nothing(stats, skip, left))
+    parts = {n: _quantizers(n, model.get_submodule(n), scheme, stats[n]) for n in names}
     for n,(weight, act) in parts.items():
         _swap(model.get_submodule(n), n, scheme, weight, act, ends if n in spared else None)
     for m in model.modules():
         if type(m) is nn.MultiheadAttention and isinstance(m.out_proj, Quantized): m.__class__ = OpenAttention
-    _set_norms(model, bn, space or (), seen, free)
+    _set_norms(model, bn, space or (), stats, [n for n in names if n not in spared])
     spares = skip if isinstance(skip, str) else 'custom'
     model.quantization = Quantization(scheme, bn, spares, ends, tuple(map(str, space or ())), left)
-    unreached = [n for n,why in left.items() if why == 'not reached by the example']
-    _warn_of_gaps([n for n in names if seen[n].blind], unreached)
-    return model
+    return names
 
 # %% ../nbs/03_layers.ipynb #bb042440
 def _nothing(seen, skip, left):
@@ -529,9 +539,8 @@ def _nothing(seen, skip, left):
 @torch.inference_mode(False)  # what is made here must be able to learn later
 def _quantizers(name, layer, scheme, seen):
     "A layer's two quantizers; the layer is not changed."
-    if not layer.weight.isfinite().all() if hasattr(layer, 'weight') else not layer.in_proj_weight.isfinite().all():
-        raise ValueError(f'the weights of layer {name!r} hold NaN or infinite values')
     w = layer.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else layer.weight
+    if not w.isfinite().all(): raise ValueError(f'the weights of layer {name!r} hold NaN or infinite values')
     if isinstance(layer, nn.modules.conv._ConvTransposeNd): w = w.transpose(0, 1)
     fan = layer.embed_dim if isinstance(layer, nn.MultiheadAttention) else w[:, 0].numel()
     weight, act = scheme.weight(w, fan if seen.norm is None else None), scheme.act(torch.cat(seen.samples), seen.signed)
@@ -711,3 +720,25 @@ def _as_factors(w, steps, per_channel):
     for b in range(2, RANGE_FROM):
         out[b - 1] = (steps[b - 1]/fitted_step(w, b, per_channel=per_channel).flatten()).log()
     return out
+
+# %% ../nbs/03_layers.ipynb #4c19352d
+def restore(
+    model:nn.Module,              # A float network of the same make; changed in place
+    scheme:Scheme,                # How it was quantized
+    state:Mapping[str, Tensor],   # What `state_dict()` of the quantized network gave
+    example:Tensor|tuple|Mapping, # Inputs of the right shape: noise will do
+    skip:str|Iterable[str]|Callable='ends', # As `quantize` was told
+    ends:Bits|None=None,          # Likewise
+    bn:str='running',             # Likewise
+    space:BitSpace|None=None,     # Likewise
+    signed:Mapping[str, bool]|None=None, # Signs of layer inputs, where `state` is of format 1
+    version:int=2,                # Format of the file that held `state`
+    before:Callable|None=None,    # `before(model)`: what else to build before `state` is loaded
+) -> nn.Module:                   # The network that was saved
+    "Quantize without calibrating and load a state; ValueError as in `quantize`, RuntimeError for another state."
+    _check_wishes(model, scheme, bn, space)
+    stats = observe(model, example, fresh_statistics=bn == 'batch')
+    with blank_steps(): _operate(model, scheme, stats, skip, ends, bn, space, signed)
+    if before is not None: before(model)
+    model.load_state_dict(from_version_1(model, state) if version == 1 else state)
+    return model
