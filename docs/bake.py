@@ -6,9 +6,9 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from mebqat.files import shipped, write_text
 from mebqat.runs.answers import playing
 from mebqat.bits import Bits
-from mebqat.data import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.figures.front import front_page
 from mebqat.layers import bit_layers
@@ -18,7 +18,7 @@ from mebqat.explore.playground import FewShotPlayground
 from mebqat.figures.plots import figure
 from mebqat.explore.quantizer_lab import QuantizerLab
 from mebqat.runs.images import open_run
-from mebqat.surface import Point, Surface, write_text
+from mebqat.surface import Point, Surface
 from results import load, policy_front
 
 

@@ -6,7 +6,7 @@
 __all__ = ['PLAIN', 'err', 'clear_errors', 'tune', 'options_by_panel', 'takes_options', 'amount', 'typed', 'percent', 'a_table',
            'print_table', 'print_policy', 'print_differences', 'results_folder']
 
-# %% ../nbs/91_console.ipynb #4cae4f98
+# %% ../nbs/91_console.ipynb #389600e7
 import os
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
@@ -50,7 +50,7 @@ def clear_errors(
         err.print(f'mebqat: unexpected {type(e).__name__}: {" ".join(str(e).split())} (MEBQAT_DEBUG=1 shows where)')
         raise typer.Exit(1) from None
 
-# %% ../nbs/91_console.ipynb #fb417787
+# %% ../nbs/91_console.ipynb #b8d2241a
 def tune(
     threads:int,        # 0 leaves the default
     compile:bool=False, # Compile the quantizers?
@@ -62,7 +62,7 @@ def tune(
     if threads: torch.set_num_threads(threads)
     return tune_cpu(compile=compile)
 
-# %% ../nbs/91_console.ipynb #f557c334
+# %% ../nbs/91_console.ipynb #9d3afb72
 def _first(values): return next(iter(dict.fromkeys(values)))
 
 
@@ -94,10 +94,10 @@ def _help(fields) -> str:
     "The sentences of an option, and which methods have it if not all of a kind do."
     texts = {}
     for m,f in fields.items(): texts.setdefault(f.metadata['says'], []).append(m)
-    if len(texts) == 1: return _first(texts)
+    if len(texts) == 1: return (f'{", ".join(fields)}: ' if len(fields) <= 2 else '') + _first(texts)
     return '; '.join(_kind(ms, fields) + text for text,ms in texts.items())
 
-# %% ../nbs/91_console.ipynb #4ef8b828
+# %% ../nbs/91_console.ipynb #b1368c21
 def options_by_panel(
     *methods:str, # Those that a command trains
 ) -> dict:        # Panel to name to (type, help)
@@ -136,7 +136,7 @@ def takes_options(
         return command
     return give
 
-# %% ../nbs/91_console.ipynb #52c86fea
+# %% ../nbs/91_console.ipynb #fd34e3b5
 def _pairs(texts) -> tuple:
     "Scheme options from name=value text."
     words = {'true': True, 'false': False, 'none': None}
@@ -176,7 +176,7 @@ def typed(
     given = {k: v for k,v in options.items() if v not in (None, [])}
     return {k: readers[reads[k]](k, v) if reads[k] else v for k,v in given.items()}
 
-# %% ../nbs/91_console.ipynb #10f9b6c0
+# %% ../nbs/91_console.ipynb #c93bf3a5
 def percent(
     point, # A point of a surface
 ) -> str:  # Such as `95.4 ±1.2`; no interval for a single number
@@ -243,7 +243,7 @@ def print_differences(
     console.print(f'minus {other}, same episodes, points', soft_wrap=True)
     console.print(table)
 
-# %% ../nbs/91_console.ipynb #b327c907
+# %% ../nbs/91_console.ipynb #b94a492a
 def results_folder(
     run:Path,      # As typed
     out:Path|None, # The folder that was asked for

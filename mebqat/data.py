@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SIZES', 'NORMS', 'TITLES', 'ALIASES', 'FEW_SHOT', 'LEARN2LEARN', 'ByClass', 'Pool', 'choose', 'assign',
-           'split_classes', 'read_split', 'divide', 'turned', 'fit_images', 'in_memory', 'shipped', 'published',
-           'few_shot_name', 'fetched_omniglot', 'fetched_mini_imagenet', 'load', 'augment', 'jitter', 'epoch_batches']
+           'split_classes', 'read_split', 'divide', 'turned', 'fit_images', 'in_memory', 'published', 'few_shot_name',
+           'fetched_omniglot', 'fetched_mini_imagenet', 'load', 'augment', 'jitter', 'epoch_batches']
 
 # %% ../nbs/10_data.ipynb #c7c93445
 import hashlib, json, math, os, sys, tempfile
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .files import shipped
 from .folders import Source, cache_dir, image_folders, mean_std, moments, read_cache, write_cache
 from .glyphs import glyphs
 
@@ -253,17 +254,6 @@ def in_memory(
     def get(key): return make[key.split('.')[1]](key.split('.')[0])
     if norm and any(x.shape[1] != len(norm[0]) for x in images.values()): norm = None
     return Source(name, classes, tuple(parts), get, norm, test)
-
-# %% ../nbs/10_data.ipynb #88a6a5f9
-def shipped(
-    name:str, # File name, such as `digits.safetensors`
-) -> Path:    # Where it lies on this machine
-    "Find a data file that comes with the package."
-    package = Path(__file__).resolve().parent
-    for folder in (package/'_data', package.parent/'data'):
-        if (folder/name).is_file(): return folder/name
-    raise FileNotFoundError(f'{name} should have come with mebqat but is not there; '
-                            'reinstall it (pip install --force-reinstall mebqat)')
 
 # %% ../nbs/10_data.ipynb #e0bbfc4f
 NORMS = {'cifar10': ((.4914, .4822, .4465), (.2470, .2435, .2616)),

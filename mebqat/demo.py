@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CORNERS', 'ONE', 'PTQ', 'TITLES', 'run_demo', 'run_few_shot_demo']
 
-# %% ../nbs/92_demo.ipynb #50a65ce7
+# %% ../nbs/92_demo.ipynb #0d5303cc
 import shutil
 import time
 from pathlib import Path
@@ -47,7 +47,7 @@ def run_demo(
     seconds = time.time() - start
     _report(out, _measure(runs, epochs, seed), runs, seconds, epochs)
 
-# %% ../nbs/92_demo.ipynb #6833804a
+# %% ../nbs/92_demo.ipynb #967fdd98
 def _measure(runs, epochs, seed) -> dict:
     "What the demo's networks predict for the test images."
     from mebqat.figures.predictions import explore
@@ -83,13 +83,13 @@ def _report(out, predictions, runs, seconds, epochs):
     _page(out/'surface.html', two, surfaces, rows, runs['mebqat'], seconds, epochs)
     err.print(f'training took {seconds:.0f} s; open {out/"surface.html"} in a browser (no network needed)')
 
-# %% ../nbs/92_demo.ipynb #d20b7954
+# %% ../nbs/92_demo.ipynb #bbc28b4a
 def _page(file, two, surfaces, rows, run, seconds, epochs):
     "The demo's page."
     import pandas as pd
     from mebqat.figures.pages import explorer_page
     from mebqat.figures.plots import compare, diagonal, difference
-    from mebqat.surface import write_text
+    from mebqat.files import write_text
     one, ptq = surfaces[ONE], surfaces[PTQ]
     dedicated = {f'Dedicated QAT {b}': surfaces[str(b)] for b in CORNERS if b.w == b.a}
     size = sum(p.numel() for n,p in run.model.named_parameters() if 'log_factor' not in n)
@@ -108,7 +108,7 @@ def _page(file, two, surfaces, rows, run, seconds, epochs):
         pd.DataFrame(rows).set_index('bits')]
     write_text(file, explorer_page(two, 'One network, every bitwidth', text, parts))
 
-# %% ../nbs/92_demo.ipynb #77a25d59
+# %% ../nbs/92_demo.ipynb #8d647d1a
 TITLES = {'mebqat-pn': 'MEBQAT-PN, one network', 'pn': 'PN, quantized afterwards', 'pn-qat': 'PN+QAT at W2A2',
           'mebqat-maml': 'MEBQAT-MAML, one network'}  # the networks of the few-shot demo
 
@@ -138,7 +138,7 @@ def run_few_shot_demo(
                              steps=maml.inner_steps)
     _few_report(out, runs, scores, curve, seconds)
 
-# %% ../nbs/92_demo.ipynb #4e8e1c99
+# %% ../nbs/92_demo.ipynb #29dc1f06
 def _few_report(out, runs, scores, curve, seconds):
     "The few-shot demo's table on the terminal, and its page."
     surfaces = {TITLES[m]: s.surface() for m,s in scores.items()}

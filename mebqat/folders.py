@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .files import whole
+
 # %% ../nbs/08_folders.ipynb #4ea01d36
 def _names(path:Path) -> tuple[list[str], list[str]]:
     "Files and folders below `path` (a folder or zip), hidden ones left out, `/` between names."
@@ -188,13 +190,9 @@ def write_cache(
 ):
     "Keep tensors in a file, whole or not at all."
     about = {**about, 'crc': {k: zlib.crc32(t.numpy()) for k,t in tensors.items()}}
-    temp = file.with_name(f'{file.stem}.{os.getpid()}.tmp')
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, temp, metadata={'about': json.dumps(about)})
-            os.replace(temp, file)
-        finally: temp.unlink(missing_ok=True)
+        with whole(file) as part: save_file(tensors, part, metadata={'about': json.dumps(about)})
 
 # %% ../nbs/08_folders.ipynb #7f089135
 def image_folders(

@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from .files import find_file, whole
+
 # %% ../nbs/90_launch.ipynb #9da59663
 def needs(
     what:str,     # Who asks
@@ -60,11 +62,7 @@ def copy_notebooks(
         (kept if copy.exists() else fresh).append(name)
         if name in kept: continue
         copy.parent.mkdir(parents=True, exist_ok=True)
-        part = copy.with_name(f'{copy.name}.{os.getpid()}.part')
-        try:
-            part.write_bytes(file.read_bytes())
-            os.replace(part, copy)
-        finally: part.unlink(missing_ok=True)
+        with whole(copy) as part: part.write_bytes(file.read_bytes())
     return fresh, kept
 
 
@@ -82,16 +80,15 @@ def explorable(
     path:Path, # A run folder, a file of `mebqat surface`, or a shipped exploration's name
 ) -> Path:     # `exploration.safetensors` or `surface.json`
     "The measurements of a run; FileNotFoundError or ValueError with the command that would make them."
-    from mebqat.data import shipped
-    if path.is_dir():
-        for name in ('exploration.safetensors', 'surface.json'):
-            if (path/name).is_file(): return path/name
-        if any((path/name).is_file() for name in ('model.safetensors', 'run.json')): raise ValueError(f'{path} is not measured yet; measure it first with: mebqat surface {path}')
-        raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ...')
     if path.name == 'model.safetensors' and path.is_file(): return explorable(path.parent)
-    if path.exists(): return path
-    try: return shipped(path.name.removesuffix('.safetensors') + '.safetensors') if len(path.parts) == 1 else path.resolve(strict=True)
-    except FileNotFoundError: raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ..., or explore digits_exploration') from None
+    file = find_file(path, ('exploration.safetensors', 'surface.json'))
+    if file.is_dir() and find_file(file, ('model.safetensors', 'run.json')) != file:
+        raise ValueError(f'{path} is not measured yet; measure it first with: mebqat surface {path}')
+    if file.is_dir(): raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ...')
+    if not file.exists():
+        raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ..., or explore '
+                                f'digits_exploration')
+    return file
 
 
 def explorations_of(

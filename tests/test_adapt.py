@@ -14,13 +14,12 @@ from torch.testing import assert_close
 import mebqat.kernels as kernels
 from mebqat.adapt import (KINDS, adapt, adaptable, check_inner, check_losses, inner_path, kind_of, learn_rates, prototype_logits, prototypes,
                           rates_of)
-from mebqat.bits import Bits
+from mebqat.bits import FP, Bits
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
 
 quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
-FP = Bits.parse('FP')
 ALL = ('weights', 'norms')
 SCHEMES = {'lsq': LSQ(), 'lsq per channel': LSQ(per_channel=True), 'lsq shared': LSQ(shared_step=True), 'sat': SAT(), 'dorefa': DoReFa(),
            'dorefa pact': DoReFa(act_clip='pact')}

@@ -9,7 +9,7 @@ from torch import nn
 
 from mebqat.mixed.adaqat import (WIDEST, AdaQAT, FracBits, Relaxed, Trajectory, between_widths, change, dice, next_layer, operations, probe,
                            round_to_target, rows_follow, task_slope)
-from mebqat.bits import FULL, Bits, Policy
+from mebqat.bits import FP, FULL, Bits, Policy
 from mebqat.cost import profile
 from mebqat.data import load
 from mebqat.figures.predictions import cost_table
@@ -419,7 +419,7 @@ def test_real_widths_mix_the_two_neighbours_and_have_their_difference_as_slope()
     kernel.square().sum().backward()
     wanted = (2*kernel*(q(layer.weight, 3) - q(layer.weight, 2))).sum()
     assert float(reals['block3.conv'][0].grad) == pytest.approx(wanted.item(), rel=1e-3)
-    assert not any(k.startswith('quantized_') for m in bit_layers(model).values() for k in vars(m)) and layer.bits == Bits(FULL, FULL)
+    assert not any(k.startswith('quantized_') for m in bit_layers(model).values() for k in vars(m)) and layer.bits == FP
     with pytest.raises(ZeroDivisionError):
         with between_widths(model, reals): 1/0
     assert not any(k.startswith('quantized_') for m in bit_layers(model).values() for k in vars(m))

@@ -1,19 +1,17 @@
 "Batch norm at a pair of bits: one rule, only what ran is replaced, everything is put back."
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from mebqat.batchnorm import check_bn_data, deployed, evaluating, keep_statistics, reestimate_bn, reestimates
-from mebqat.bits import FULL, Bits, BitSpace, Policy
-from mebqat.evaluate import answers, fitness, score, sweep
+from mebqat.bits import FP, Bits, BitSpace, Policy
+from mebqat.evaluate import correct, fitness, score, sweep
 from mebqat.figures.predictions import explore
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.quantizers import LSQ, SAT
 
-FP = Bits(FULL, FULL)
 X = torch.randn(60, 2, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(60) % 3
 TRAIN = (3*X + 1, Y)
@@ -46,7 +44,7 @@ def test_everybody_measures_the_same_network(bn):
     surface = sweep(net, (X, Y), SPACE, bn_data=TRAIN)
     for bits in SPACE:
         values = [score(net, bits, (X, Y), TRAIN).loss, surface.at(bits).loss]
-        with deployed(net, bits, TRAIN): values.append(answers(net, (X, Y))[1])
+        with deployed(net, bits, TRAIN): values.append(correct(net, (X, Y))[1])
         values.append(-torch.tensor(fitness(net, (X, Y), TRAIN, by='likelihood')(bits)).log().item())
         if bn == 'reestimate': assert reestimates(net)
         else: values.append(score(net, bits, (X, Y)).loss)

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from mebqat.bits import Bits, BitSpace
 from mebqat.cli import app
+from mebqat.files import load_whole, save_whole
 from mebqat.runs.images import RunSpec, open_run
 from mebqat.surface import Surface
-from mebqat.train import load_whole, save_whole
 from mebqat.launch import TOUR, free_port, lab_command, own_names
 
 COMMON = ['--width', '4', '--batch-size', '256', '--no-compile']
@@ -211,7 +211,7 @@ def test_a_notebook_is_copied_whole_or_not_at_all(tmp_path, monkeypatch):
     write = type(tmp_path).write_bytes
     def full(self, data):
         write(self, data[:100])
-        if self.name.startswith('02_'): raise OSError(28, 'No space left on device')
+        if self.name.startswith('.02_'): raise OSError(28, 'No space left on device')
         return write(self, data)
     monkeypatch.setattr(type(tmp_path), 'write_bytes', full)
     refused('lab', tmp_path/'mine', '--no-open', names='No space left')

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from mebqat.files import load_whole, save_whole
 from mebqat.runs import search as policies
 from mebqat.bits import Bits, Policy
 from mebqat.cli import LEARNED, LEARNING, _flag
@@ -16,7 +17,7 @@ from mebqat.mixed.search import Front, SearchResult
 from mebqat.runs.registry import METHODS, names
 from mebqat.runs.settings import load_policy, save_policy, unspell
 from mebqat.surface import Surface
-from mebqat.train import Interrupted, load_whole, save_whole
+from mebqat.train import Interrupted
 from test_cli import cli, good, refused
 
 SMALL = ['--width', '4', '--no-compile']

@@ -6,15 +6,14 @@ import pytest
 import torch
 
 import mebqat.cli as commands
-from mebqat.bits import Bits, BitSpace
+from mebqat.bits import FP, Bits, BitSpace
 from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, open_scores, spec_of
+from mebqat.files import load_whole, save_whole, shipped
 from mebqat.runs import find_run, open_run
-from mebqat.data import shipped
 from mebqat.runs import registry
 from mebqat.runs.episodes import FewRun, FewShotSpec, fold_scales, open_few
 from mebqat.runs.images import RunSpec
 from mebqat.surface import Surface
-from mebqat.train import load_whole, save_whole
 from test_cli import cli, good, own_cache, refused, snapshot  # noqa: F401 (own_cache is a fixture)
 
 TINY = ['--glyph-classes', 20, '--width', 4, '--n-query', 2, '--no-compile']
@@ -238,7 +237,7 @@ def test_the_shipped_networks_run_on_characters_that_need_no_download(name, tmp_
     monkeypatch.setenv('MEBQAT_DATA', str(tmp_path))
     done = good('surface', name, '--data', 'glyphs', '--n-way', 20, '--episodes', 20, '--bits', 'W2A2 FP', '--out', tmp_path/'out')
     seen = Surface.load(tmp_path/'out'/'surface.json')
-    assert seen.meta['data'] == 'glyphs' and seen.at(Bits.parse('W2A2')).accuracy > .9 and seen.at(Bits.parse('FP')).accuracy > .95, done.stderr
+    assert seen.meta['data'] == 'glyphs' and seen.at(Bits.parse('W2A2')).accuracy > .9 and seen.at(FP).accuracy > .95, done.stderr
 
 
 @pytest.mark.parametrize('name, shot, pairs', (('omniglot_mebqat_pn', 1, 'W2A2 W8A3'), ('omniglot_mebqat_pn', 5, 'W8A3'), ('omniglot_mebqat_maml', 1, 'W2A2 W3A8')))

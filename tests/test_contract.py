@@ -8,19 +8,19 @@ from torch import nn
 from torch.testing import assert_close
 
 from mebqat.batchnorm import deployed, reestimate_bn
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.data import load
 from mebqat.evaluate import score, sweep
+from mebqat.files import load_whole
 from mebqat.layers import Quantized, SwitchableBatchNorm, bit_layers, quantize, use_bits
 from mebqat.models import make
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
 from mebqat.runs.images import RunSpec, float_network, open_run
-from mebqat.train import TrainConfig, fit, load_whole
+from mebqat.train import TrainConfig, fit
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')
 
-FP = Bits(FULL, FULL)
 SCHEMES = [LSQ(), LSQ(per_channel=True), LSQ(shared_step=True, init='paper', reference_compat=True), DoReFa(),
            DoReFa(scale=None, per_channel=True), DoReFa(act_clip='pact'), SAT(), SAT(rounding='original', rescale=False),
            SAT(rounding='centered', shared_alpha=True, alpha=8., per_channel=True)]

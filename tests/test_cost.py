@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.cost import cost, profile
 from mebqat.layers import QLinear, Quantized, bit_layers, quantize, use_bits
 from mebqat.models import make
@@ -79,7 +79,7 @@ def test_float_ends_count_at_32():
     assert c.bitops == sum(l.macs*(1024 if l.bits.is_full else 16) for l in c.layers)
 
 
-@pytest.mark.parametrize('bits', [Bits(2, 8), Bits(3, FULL), Bits(FULL, FULL), Policy({'stage1.0.conv1': Bits(2, 4), 'conv': Bits(4, 4)})], ids=str)
+@pytest.mark.parametrize('bits', [Bits(2, 8), Bits(3, FULL), FP, Policy({'stage1.0.conv1': Bits(2, 4), 'conv': Bits(4, 4)})], ids=str)
 def test_costs_what_really_runs(bits):
     net = quantize(make('resnet20'), LSQ(), example=rand(2, 3, 32, 32), ends=Bits(8, 8))
     with use_bits(net, bits): running = {n: m.bits for n,m in bit_layers(net).items()}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from mebqat import data, folders
 from mebqat.data import Pool, augment, choose, epoch_batches, jitter, load, split_classes
+from mebqat.files import shipped
 from mebqat.glyphs import glyphs
 
 gen = lambda seed=0: torch.Generator().manual_seed(seed)
@@ -490,7 +491,7 @@ def test_refuses_what_is_not_there(tmp_path, monkeypatch):
     assert 'pip install scipy' in refusal('svhn', root=tmp_path)
     monkeypatch.setattr(data, 'find_spec', lambda name: True)
     assert 'download=True' in refusal('svhn', root=tmp_path, kind=FileNotFoundError)
-    with pytest.raises(FileNotFoundError, match='lost.bin'): data.shipped('lost.bin')
+    with pytest.raises(FileNotFoundError, match='lost.bin'): shipped('lost.bin')
 
 
 @pytest.mark.parametrize('as_zip', [False, True])
@@ -742,5 +743,5 @@ def test_few_shot_sets_are_found_by_name(real, monkeypatch):
 def test_other_modules_are_not_imported():
     code = "import sys, mebqat; a = set(sys.modules); import mebqat.data; print(*sorted(set(sys.modules) - a))"
     new = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
-    assert [m for m in new if m.startswith('mebqat')] == ['mebqat.data', 'mebqat.folders', 'mebqat.glyphs']
+    assert [m for m in new if m.startswith('mebqat')] == ['mebqat.data', 'mebqat.files', 'mebqat.folders', 'mebqat.glyphs']
     assert not {'sklearn', 'scipy', 'torchvision', 'fastcore', 'IPython'} & set(new)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.cost import profile
-from mebqat.data import load, shipped
-from mebqat.evaluate import answers, replies, sweep
+from mebqat.data import load
+from mebqat.files import load_whole, save_whole, shipped, write_text
+from mebqat.evaluate import correct, predict, sweep
 from mebqat.figures.predictions import cost_table, explore, from_record, load_explorations, save_explorations, thumbnails, to_record
 from mebqat.inputs import batches_of
 from mebqat.layers import quantize, use_bits
@@ -22,10 +23,8 @@ from mebqat.models import small_cnn
 from mebqat.figures.pages import explorer_data, explorer_page
 from mebqat.figures.plots import difference
 from mebqat.quantizers import LSQ, make_scheme
-from mebqat.surface import Point, Surface, si, write_text
-from mebqat.train import load_whole, save_whole
+from mebqat.surface import Point, Surface, si
 
-FP = Bits(FULL, FULL)
 SPACE = BitSpace([Bits(2, 2), Bits(2, 8), Bits(4, 4), FP])
 
 
@@ -68,8 +67,8 @@ def test_answers_are_the_networks_own(seen, some_digits):
 
 def test_replies_and_answers_agree(some_digits):
     model = network()
-    predicted, confidence, labels, loss = replies(model, some_digits)
-    right, same = answers(model, some_digits)
+    predicted, confidence, labels, loss = predict(model, some_digits)
+    right, same = correct(model, some_digits)
     assert torch.equal(predicted == labels, right) and loss == same and ((confidence >= .1) & (confidence <= 1)).all()
 
 
@@ -202,7 +201,7 @@ def test_what_cannot_be_saved_leaves_nothing(seen, some_digits, tmp_path, monkey
         with pytest.raises(ValueError, match=word): save_explorations(tmp_path/'x', bad)
     (tmp_path/'x').write_text('old')
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr('mebqat.train.save_file', full)
+    monkeypatch.setattr('safetensors.torch.save_file', full)
     with pytest.raises(OSError, match='nothing was changed'): save_explorations(tmp_path/'x', {'a': seen})
     assert os.listdir(tmp_path) == ['x'] and (tmp_path/'x').read_text() == 'old'
 

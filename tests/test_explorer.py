@@ -10,15 +10,14 @@ import traitlets
 from PIL import Image
 
 from mebqat.explore import panels
-from mebqat.bits import FULL, Bits, BitSpace, Policy
-from mebqat.data import shipped
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
+from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.surface_explorer import BEST, CELLS, FRONT, MESH, PIN, VEIL, SurfaceExplorer, confusion_cells, frame, outline, picture
 from mebqat.figures.front import ladder
 from mebqat.explore.panels import MIXED, LiveFigure, PolicyPicker
 from mebqat.surface import Point, Surface, si
 
-FP = Bits(FULL, FULL)
 
 
 @pytest.fixture(scope='module')

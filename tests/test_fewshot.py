@@ -14,11 +14,12 @@ from torch.testing import assert_close
 
 import mebqat.runs.episodes as fewruns
 from mebqat.adapt import adaptable, learn_rates
+from mebqat.files import load_whole, save_whole
 from mebqat.runs.answers import answer
-from mebqat.bits import FULL, Bits, BitSpace
+from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
-from mebqat.fewshot.evaluate import EpisodeScores, adaptation_curve, inner_answers, proto_answers, sweep_episodes
+from mebqat.fewshot.evaluate import EpisodeScores, adaptation_curve, inner_correct, proto_correct, sweep_episodes
 from mebqat.runs.episodes import FewShotSpec, few_method, few_network, few_pool, fold_scales, open_few, train_few
 from mebqat.fewshot.methods import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss, split_stem, trainable
 from mebqat.layers import bit_layers, quantize, use_bits
@@ -26,9 +27,8 @@ from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa
 from mebqat.runs.images import RunSpec, train_run
 from mebqat.speed import Replay
-from mebqat.train import Interrupted, load_whole, save_whole
+from mebqat.train import Interrupted
 
-FP = Bits(FULL, FULL)
 SPACE = BitSpace.parse('W2A2 W2A4 W4A4 W3AFP WFPA2 FP')
 SCHEMES = {'lsq': LSQ(), 'lsq per channel': LSQ(per_channel=True), 'sat': SAT(), 'dorefa': DoReFa()}
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
@@ -635,9 +635,9 @@ def test_adapting_once_too_far_gets_no_accuracy():
     model, e = network(True), Episodes(pool('test'), 3, 1, 2)[0]
     learn_rates(model, adaptable(model), 2, .1)
     with torch.no_grad(): model.log_rate[1] = 1e4
-    with pytest.raises(FloatingPointError, match='outputs after 2 inner steps are not finite'): inner_answers(model, e, FP, InnerSteps(2), 2)
-    with pytest.raises(FloatingPointError, match='support loss nan at inner step 2 of 3'): inner_answers(model, e, FP, InnerSteps(2), 3)
-    assert inner_answers(model, e, FP, InnerSteps(2), 1).shape == (1, 6)
+    with pytest.raises(FloatingPointError, match='outputs after 2 inner steps are not finite'): inner_correct(model, e, FP, InnerSteps(2), 2)
+    with pytest.raises(FloatingPointError, match='support loss nan at inner step 2 of 3'): inner_correct(model, e, FP, InnerSteps(2), 3)
+    assert inner_correct(model, e, FP, InnerSteps(2), 1).shape == (1, 6)
 
 
 # what cannot work
@@ -707,8 +707,8 @@ def test_measuring_what_does_not_fit(trained):
 
 def test_answers_do_not_depend_on_the_other_pairs():
     model, e = network().eval(), Episodes(pool('test'), 3, 1, 4)[0]
-    together = proto_answers(model, e, SPACE)
-    for b in SPACE: assert torch.equal(together[b], proto_answers(model, e, [b])[b])
+    together = proto_correct(model, e, SPACE)
+    for b in SPACE: assert torch.equal(together[b], proto_correct(model, e, [b])[b])
 
 
 def test_other_methods_refuse_unlike_classes(tmp_path):

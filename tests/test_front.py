@@ -9,7 +9,7 @@ from plotly.basedatatypes import Undefined
 
 from mebqat.explore import panels
 from mebqat.bits import Bits, Policy
-from mebqat.data import shipped
+from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.front_explorer import FrontExplorer
 from mebqat.figures.front import BY_HAND, as_front, free_layers, front_data, front_page, front_part, stairs

@@ -9,13 +9,12 @@ from torch import nn
 from torch.utils.data import (BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset,
                               WeightedRandomSampler)
 
-from mebqat.bits import FULL, Bits, BitSpace
-from mebqat.evaluate import answers, fitness, replies, score, sweep
+from mebqat.bits import FP, Bits, BitSpace
+from mebqat.evaluate import correct, fitness, predict, score, sweep
 from mebqat.inputs import batches_of, check_labels, device_of, images_of, logits_of, pool_of, walk
 from mebqat.layers import quantize
 from mebqat.quantizers import DoReFa
 
-FP = Bits(FULL, FULL)
 X = torch.randn(45, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(45) % 3
 
@@ -73,7 +72,7 @@ def test_every_form_gives_the_same_numbers(data):
     surface, wanted = sweep(net, data, space), sweep(net, (X, Y), space)
     assert [(p.accuracy, p.n) for p in surface.points.values()] == [(p.accuracy, p.n) for p in wanted.points.values()]
     assert surface.meta['images'] == 45 and score(net, bits, data).accuracy == fitness(net, data)(bits) == wanted.at(bits).accuracy
-    assert len(answers(net, data)[0]) == len(replies(net, data)[2]) == 45
+    assert len(correct(net, data)[0]) == len(predict(net, data)[2]) == 45
     assert sum(map(len, images_of(data))) == 45
 
 
@@ -172,7 +171,7 @@ def test_ignored_labels_do_not_count():
     point, alone = score(net, Bits(4, 4), (X, y)), score(net, Bits(4, 4), (X[kept], Y[kept]))
     assert (point.n, point.accuracy) == (alone.n, alone.accuracy) == (int(kept.sum()), alone.accuracy) and point.loss == pytest.approx(alone.loss)
     assert fitness(net, (X, y), by='likelihood')(FP) == pytest.approx(fitness(net, (X[kept], Y[kept]), by='likelihood')(FP))
-    assert len(answers(net, (X, y))[0]) == point.n and len(replies(net, (X, y))[0]) == 45
+    assert len(correct(net, (X, y))[0]) == point.n and len(predict(net, (X, y))[0]) == 45
     for use in (lambda d: score(net, FP, d), lambda d: fitness(net, d)(FP)):
         with pytest.raises(ValueError, match='no label counts'): use((X, torch.full_like(Y, -100)))
 

@@ -4,8 +4,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from mebqat.bits import FULL, Bits
-from mebqat.data import shipped
+from mebqat.bits import FP, FULL, Bits
+from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.surface_explorer import confusion_cells
 from mebqat.explore.panels import GONE
@@ -112,7 +112,7 @@ def lab(browser, tmp_path_factory):
 def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab, click_plot):
     page, wrong, _ = lab
     assert TOUR in page.url and page.locator('.jp-OutputArea', has_text='Traceback').count() == 0
-    shows(page, Bits(FULL, FULL))
+    shows(page, FP)
     drag(page, handle(page, 'weight bits'), 0)
     shows(page, Bits(2, 8))
     handle(page, 'activation bits').focus()
@@ -169,7 +169,7 @@ def test_figures_follow_on_a_machine_that_is_too_slow_for_anywidget(browser, tmp
         page.on('pageerror', lambda e: late.append(str(e)))
         page.add_init_script('const given = AbortSignal.timeout; AbortSignal.timeout = ms => given.call(AbortSignal, ms === 2000 ? 1 : ms)')
         page.goto(found[0])
-        shows(page, Bits(FULL, FULL))
+        shows(page, FP)
         for key,bits in (('Home', Bits(2, 8)), ('ArrowRight', Bits(3, 8))):
             handle(page, 'weight bits').press(key)
             shows(page, bits)
@@ -183,7 +183,7 @@ def test_explore_serves_the_explorer_and_puts_everything_away(browser, tmp_path)
         page, wrong = watched(browser.new_context(viewport=dict(width=1000, height=1000)))
         assert '/login' in page.request.get(f'http://127.0.0.1:{port}/').url
         page.goto(found[0])
-        shows(page, Bits(FULL, FULL))
+        shows(page, FP)
         handle(page, 'weight bits').focus()
         page.keyboard.press('ArrowLeft')
         shows(page, Bits(8, 8))

@@ -10,17 +10,18 @@ from torch import nn
 from torch.testing import assert_close
 
 import mebqat.mixed.metaquantnet as module
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load
 from mebqat.evaluate import fitness, score, sweep
 from mebqat.layers import bit_layers, bits_of, describe, quantize, use_bits
 from mebqat.mixed.metaquantnet import (WIDTHS, GeneratedWeight, PolicySampler, at_policy, export_weights, generate, generator_size, generators,
                                  metaquantnet, policies_of, tilted)
-from mebqat.methods import FP, float_training, qat
+from mebqat.files import load_whole, save_whole
+from mebqat.methods import float_training, qat
 from mebqat.models import resnet20, small_cnn
 from mebqat.quantizers import LSQ, SAT, DoReFa
-from mebqat.train import Batches, TrainConfig, fit, load_whole, save_whole
+from mebqat.train import Batches, TrainConfig, fit
 
 SCHEMES = {'lsq': LSQ(), 'lsq per channel': LSQ(per_channel=True), 'dorefa': DoReFa(act_clip='pact'), 'sat': SAT()}
 TRAIN, VAL, TEST = (load('digits', s) for s in ('train', 'val', 'test'))

@@ -4,10 +4,11 @@ import threading
 import pytest
 import torch
 
+from mebqat.files import load_whole
 from mebqat.runs.episodes import FewShotSpec, train_few
 from mebqat.explore.monitor import STEP, TrainingMonitor, Trail
 from mebqat.runs.images import RunSpec, train_run
-from mebqat.train import Interrupted, load_whole
+from mebqat.train import Interrupted
 
 SPECS = {'ordinary': (train_run, RunSpec('mebqat', width=4, epochs=3, batch_size=256, bits='W2A2 W8A8 FP')),
          'few-shot': (train_few, FewShotSpec('mebqat-pn', glyph_classes=40, width=8, n_way=5, n_query=3, steps=12))}

@@ -9,11 +9,12 @@ import torch
 import traitlets
 from PIL import Image
 
+from mebqat.files import shipped
 from mebqat.runs.answers import answer, playing
-from mebqat.bits import FULL, Bits, BitSpace
-from mebqat.data import load, shipped
+from mebqat.bits import FP, Bits, BitSpace
+from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
-from mebqat.fewshot.evaluate import inner_answers, proto_answers
+from mebqat.fewshot.evaluate import inner_correct, proto_correct
 from mebqat.runs.episodes import open_few
 from mebqat.fewshot.methods import InnerSteps
 from mebqat.fewshot.ink import MOST_BYTES, from_strokes, thin
@@ -24,7 +25,7 @@ from mebqat.quantizers import LSQ
 pytest.importorskip('anywidget', reason="anywidget is not installed; get it with: pip install 'mebqat[lab]'")
 from mebqat.explore.playground import LETTERS, PAD, CharacterPad, FewShotPlayground, Plane, Verdict
 
-FP, LOW = Bits(FULL, FULL), Bits(2, 2)
+LOW = Bits(2, 2)
 CROSS = [[[.2, .2], [.8, .8]], [[.8, .2], [.2, .8]]]
 
 
@@ -75,7 +76,7 @@ def test_answers_are_the_librarys_at_every_pair(ready):
     model = open_few(shipped('omniglot_mebqat_pn.safetensors')).model
     for i in (0, 2):
         e = ready['episodes'][i]
-        theirs = proto_answers(model, e, BitSpace.parse('W2A2 W2A8 W8A2 W4A4 FP'))
+        theirs = proto_correct(model, e, BitSpace.parse('W2A2 W2A8 W8A2 W4A4 FP'))
         for bits,right in theirs.items():
             got = ready['answer'](e, bits)
             assert torch.equal(got.predicted == e.query_labels, right)
@@ -87,7 +88,7 @@ def test_inner_answers_are_the_librarys(inner):
     e = parts['episodes'][1]
     for bits in parts['space']:
         got = parts['answer'](e, bits)
-        theirs = inner_answers(net, e, bits, learner, 3, curve=True)
+        theirs = inner_correct(net, e, bits, learner, 3, curve=True)
         assert torch.equal(got.predicted == e.query_labels, theirs[-1])
         assert torch.equal(got.accuracies, theirs.float().mean(1))
         assert got.losses[-1] < got.losses[0] and got.prototypes is None

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mebqat.mixed.adaqat import AdaQAT
 from mebqat.batchnorm import deployed
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.episodes import Episode
 from mebqat.fewshot.methods import mebqat_pn, pn
 from mebqat.layers import SwitchableBatchNorm, bit_layers, plain_attention, quantize, unwrapped, use_bits
@@ -23,7 +23,7 @@ from mebqat.quantizers import LSQ, SAT, DoReFa
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')
 
-FP, LOW = Bits(FULL, FULL), Bits(2, 2)
+LOW = Bits(2, 2)
 SCHEMES = [LSQ(), LSQ(per_channel=True), DoReFa(), SAT()]
 every_scheme = pytest.mark.parametrize('scheme', SCHEMES, ids=lambda s: s.name + '-channel'*s.per_channel)
 

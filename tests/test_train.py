@@ -8,26 +8,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
-import mebqat.train as training
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.cli import app
+from mebqat.files import load_whole, save_whole
 from mebqat.layers import bit_layers, quantize, use_bits
-from mebqat.methods import (Bitwidths, Step, adabits, any_precision, average_gradients, float_training, mebqat, qat,
+from mebqat.methods import (BitwidthTraining, Step, adabits, any_precision, average_gradients, float_training, mebqat, qat,
                             soft_cross_entropy)
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
 from mebqat.runs.images import RunSpec, open_run, train_run
-from mebqat.train import (Batches, History, Interrupted, TrainConfig, fit, generator_for, gentle_interrupt, load_whole, make_optimizer,
-                          save_whole, seed_for)
+from mebqat.train import (Batches, History, Interrupted, TrainConfig, fit, generator_for, gentle_interrupt,
+                          make_optimizer, seed_for)
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')
 
-FP = Bits(FULL, FULL)
 SPACE = BitSpace.parse('W2A2 W4A4 W8A8 W3AFP FP')
 
 
@@ -302,7 +302,7 @@ def test_a_step_leaves_the_mean_gradient_of_the_tasks_that_took_part(scheme, tea
     model, batch = network(scheme, 'batch'), IMAGES.batch(slice(0, 32))
     model[6].p = 0.
     apart = alone(model, pairs, batch, teacher)
-    method = Bitwidths('these', tuple(pairs), teacher='full' if teacher else 'none', clamp=None)
+    method = BitwidthTraining('these', tuple(pairs), teacher='full' if teacher else 'none', clamp=None)
     method(model, batch, generator_for(0))
     tables = {n + '.log_factor': m for n,m in model.named_modules() if isinstance(m, WidthTable)}
     for n,p in model.named_parameters():
@@ -322,7 +322,7 @@ def test_switchable_norms_average_over_their_own_tasks():
     model, batch = network(LSQ(), 'switchable').train(), IMAGES.batch(slice(0, 32))
     model[6].p = 0.
     apart = alone(model, pairs, batch)
-    Bitwidths('these', tuple(pairs), clamp=None)(model, batch, generator_for(0))
+    BitwidthTraining('these', tuple(pairs), clamp=None)(model, batch, generator_for(0))
     for key, took in (('FP', 1), ('W2A2', 2), ('W8A8', 1), ('W4A4', 0)):
         p, name = model[1].norms[key].weight, f'1.norms.{key}.weight'
         if not took: assert p.grad is None
@@ -474,8 +474,8 @@ def test_a_network_without_bits_is_not_trained_at_any(method):
 def test_a_step_counts_what_its_bound_cut(bound):
     model, free = small(), small()
     pairs = (FP, Bits(2, 2), Bits(4, 8))
-    Bitwidths('these', pairs, clamp=None)(free, IMAGES.batch(slice(0, 32)), generator_for(0))
-    step = Bitwidths('these', pairs, clamp=bound)(model, IMAGES.batch(slice(0, 32)), generator_for(0))
+    BitwidthTraining('these', pairs, clamp=None)(free, IMAGES.batch(slice(0, 32)), generator_for(0))
+    step = BitwidthTraining('these', pairs, clamp=bound)(model, IMAGES.batch(slice(0, 32)), generator_for(0))
     wanted = gradients(free)
     assert step.clamped == (0 if bound is None else sum(int((g.abs() > bound).sum()) for g in wanted.values()))
     assert (step.clamped > 0) == (bound in (1e-3, 1e-2))
@@ -626,14 +626,14 @@ def test_a_network_in_evaluation_mode_trains_as_a_whole():
 # Files
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_else(tmp_path, monkeypatch):
-    real, calls = training.save_file, []
+    real, calls = save_file, []
     def full(tensors, name, metadata):
         calls.append(name)
         if len(calls) == 2:
             Path(name).write_bytes(b'half')
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(name))
         real(tensors, name, metadata=metadata)
-    monkeypatch.setattr(training, 'save_file', full)
+    monkeypatch.setattr('safetensors.torch.save_file', full)
     with pytest.raises(OSError, match='No space left.*nothing was changed') as e:
         fit(network(), qat(Bits(4, 4)), batches(), TrainConfig(12, .01, epoch_steps=4), tmp_path)
     assert str(tmp_path/'checkpoint.safetensors') in str(e.value) and '\n' not in str(e.value)
@@ -747,7 +747,7 @@ def test_files_keep_tensors_and_description_exactly(tmp_path):
 
 def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, monkeypatch):
     file = save_whole(tmp_path/'x.safetensors', {'a': torch.ones(2)}, {})
-    monkeypatch.setattr(training.os, 'replace', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(os, 'replace', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): save_whole(file, {'a': torch.zeros(2)}, {})
     assert torch.equal(load_whole(file)[0]['a'], torch.ones(2)) and leftovers(tmp_path) == ['x.safetensors']
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mebqat.bits import FULL, Bits, BitSpace, Policy
+from mebqat.bits import FP, Bits, BitSpace, Policy
 from mebqat.inputs import logits_of
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import mebqat
@@ -99,14 +99,14 @@ def test_quantized_in_every_mode_and_exact_without(name):
     net, x, before, keys, _ = quantized(name)
     with torch.no_grad():
         assert torch.equal(net(x), before)
-        with use_bits(net, Bits(FULL, FULL)): assert torch.equal(net(x), before)
+        with use_bits(net, FP): assert torch.equal(net(x), before)
         with use_bits(net, LOW): low = net(x)
     assert keys <= set(net.state_dict()) and low.isfinite().all() and not torch.equal(low, before)
     with use_bits(net, LOW): assert torch.equal(net(x), low)
     with torch.inference_mode(), use_bits(net, LOW): assert torch.equal(net(x), low)
     with use_bits(net, Policy.uniform(bit_layers(net), LOW)): assert torch.equal(net(x), low)
     train, twin = [], copy.deepcopy(net).train()
-    for b in (LOW, Bits(FULL, FULL)):
+    for b in (LOW, FP):
         torch.manual_seed(1)
         with torch.no_grad(), use_bits(twin, b): train.append(logits_of(twin(x)))
     assert not torch.equal(*train)
@@ -137,7 +137,7 @@ def test_compiled_networks_are_quantized_too(name):
     torch._dynamo.reset()
     net, x, *_ = quantized(name)
     fast = torch.compile(net, backend='eager')
-    for b in (LOW, Bits(FULL, FULL)):
+    for b in (LOW, FP):
         with torch.no_grad(), use_bits(fast, b): torch.testing.assert_close(fast(x), net(x))
     with torch.no_grad(), use_bits(fast, LOW): low = fast(x)
     assert not torch.allclose(low, fast(x))

@@ -23,8 +23,9 @@ from .panels import Panel, PolicyPicker, moving, over, show_policy
 from ..figures.front import (BY_HAND, Told, allowed, as_front, best_allowed, cost_axis, fitness_axis, fitting, front_page, looks, method_layers,
                                   stairs, with_step)
 from ..figures.plots import bar_heights, policy_bars
+from ..files import write_text
 from ..mixed.search import Budget, Front, Scored, number
-from ..surface import name_figure, si, write_text
+from ..surface import name_figure, si
 
 # %% ../../nbs/explore/05_front_explorer.ipynb #db9eb5c7
 class FrontFigure:

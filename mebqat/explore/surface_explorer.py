@@ -28,7 +28,9 @@ from ..bits import FULL, Bits, BitSpace
 from ..figures.pages import explorer_page
 from ..figures.front import ladder
 from .panels import BitsPicker, Panel, moving, nearest
-from ..surface import ACCURACY, COLORBAR, Measurements, Point, Surface, describe, ink, label, scene, si, widths, wilson, write_text
+from ..surface import (ACCURACY, COLORBAR, Measurements, Point, Surface, describe, ink, label, scene, si, widths,
+                            wilson)
+from ..files import write_text
 
 # %% ../../nbs/explore/01_surface_explorer.ipynb #0977c538
 def surface_of(

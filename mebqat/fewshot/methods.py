@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..adapt import adaptable, check_inner, check_losses, inner_path, prototype_logits, prototypes, rates_of, split_body
-from ..bits import Bits, BitSpace
+from ..bits import FP, Bits, BitSpace
 from ..episodes import Episode
 from ..layers import Quantized, use_bits
-from ..methods import FP, Step, average_gradients, check_trainable, own_gradients, soft_cross_entropy
+from ..methods import Step, average_gradients, check_trainable, own_gradients, soft_cross_entropy
 from ..speed import Replay
 
 # %% ../../nbs/fewshot/00_methods.ipynb #96835e3a

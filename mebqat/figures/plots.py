@@ -20,8 +20,9 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..bits import Bits
-from ..surface import (ACCURACY, COLORBAR, Point, Surface, bits_axis, describe, heatmap, ink, label, name_figure, si,
-                            widths, write_text)
+from ..surface import (ACCURACY, COLORBAR, Point, Surface, bits_axis, describe, heatmap, ink, label, name_figure,
+                            si, widths)
+from ..files import write_text
 
 # %% ../../nbs/figures/00_plots.ipynb #997b7a05
 def compare(

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 from .. import __version__
 from ..batchnorm import deployed
-from ..bits import Bits, BitSpace, Policy
+from ..bits import FP, Bits, BitSpace, Policy
 from ..cost import Cost, LayerCost, charged, profile
-from ..evaluate import replies, sweep
+from ..evaluate import predict, sweep
+from ..files import load_whole, save_whole
 from ..inputs import batches_of
-from ..layers import FULL_PAIR, bit_layers, quantization_of
+from ..layers import bit_layers, quantization_of
 from ..surface import Point, Surface, dumps, loads
-from ..train import load_whole, save_whole
 
 # %% ../../nbs/figures/02_predictions.ipynb #e319bf6a
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CostTable:
     def quantized(self) -> tuple[str, ...]: return tuple(l.name for l in self.layers if l.quantized)
 
     def at(self,
-        bits:Bits|Policy=FULL_PAIR, # One pair, or a pair per layer; layers not named stay float or pinned
+        bits:Bits|Policy=FP, # One pair, or a pair per layer; layers not named stay float or pinned
     ) -> Cost:
         "The cost at these bits; ValueError for a layer name or pair the network does not have."
         if not isinstance(bits, (Bits, Policy)): raise ValueError(f'bits must be Bits or a Policy, got {bits!r}')
@@ -58,7 +58,7 @@ class CostTable:
 def _pair(table, name, bits):
     "The pair that a setting gives a quantized layer, if the layer can run at it."
     own = table.pinned.get(name)
-    out = bits.get(name, own or FULL_PAIR) if isinstance(bits, Policy) else bits if bits.is_full else own or bits
+    out = bits.get(name, own or FP) if isinstance(bits, Policy) else bits if bits.is_full else own or bits
     if out.w < table.least.w or out.a < table.least.a: raise ValueError(f'this network goes down to {table.least}; layer {name!r} was asked for {out}')
     if out.a == 1 and name in table.signed: raise ValueError(f'the input of layer {name!r} goes below zero and needs at least 2 bits, not {out}')
     return out
@@ -210,11 +210,11 @@ def live_answers(
 ) -> dict:               # Arguments of `SurfaceExplorer.live`, but for the space
     "A network as a function from bits to answers; ValueError when it has no quantized layers."
     if not bit_layers(model): raise ValueError('this network has no quantized layers, so its bits cannot move; call quantize(model, LSQ(), example) first')
-    with deployed(model, FULL_PAIR, bn_data): predicted, _, labels, _ = replies(model, data, batch_size)
+    with deployed(model, FP, bn_data): predicted, _, labels, _ = predict(model, data, batch_size)
     classes = tuple(getattr(data, 'classes', None) or map(str, range(1 + int(max(predicted.max(), labels.max())))))
     kind = torch.uint8 if len(classes) <= 256 else torch.int16
     def answer(bits):
-        with deployed(model, bits, bn_data): said, sure, _, _ = replies(model, data, batch_size)
+        with deployed(model, bits, bn_data): said, sure, _, _ = predict(model, data, batch_size)
         return said.to(kind), (255*sure).round().to(torch.uint8)
     costs = cost_table(model, next(iter(batches_of(data, 1, 1, next(model.parameters()).device)))[0])
     return dict(answer=answer, images=thumbnails(data, most), labels=labels.to(kind), classes=classes, costs=costs)

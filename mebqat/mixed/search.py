@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from ..bits import FULL, Bits, Policy
+from ..files import write_text
 from ..seeds import generator_for
-from ..surface import name_figure, si, widths, write_text
+from ..surface import name_figure, si, widths
 from ..train import Interrupted, progress
 
 # %% ../../nbs/mixed/02_search.ipynb #e41bf921

@@ -19,8 +19,8 @@ from ..bits import Bits, BitSpace
 from ..episodes import Episode, Episodes
 from ..fewshot.evaluate import check_fits
 from ..fewshot.methods import InnerSteps, Prototypes, split_stem
+from ..files import find_file
 from ..layers import use_bits
-from .disk import find_run
 from .runs import Run, open_run, recipe_of
 
 # %% ../../nbs/runs/08_answers.ipynb #b58d7e00
@@ -110,7 +110,7 @@ def answerer(
 # %% ../../nbs/runs/08_answers.ipynb #ae40c1bc
 def _open(path):
     "A few-shot run by its path or by a shipped network's name; ValueError says what is meant."
-    if not find_run(path).exists():
+    if not find_file(path).exists():
         raise ValueError(f'there is no run {str(path)!r}: give a run folder, a weights file or the name of a shipped '
                          'network, such as omniglot_mebqat_pn')
     run = open_run(path)

@@ -21,12 +21,13 @@ from ..bits import BitSpace
 from ..data import Pool, few_shot_name, jitter, load
 from ..episodes import Episodes
 from ..fewshot.evaluate import sweep_episodes
-from ..layers import bit_layers, from_version_1, quantize, use_bits
+from ..files import load_whole
+from ..layers import bit_layers, quantize, restore, use_bits
 from ..models import cnn4, cnn5
 from .disk import weights_file
 from .specs import RunSpec
 from ..seeds import generator_for, seed_for
-from ..train import TrainConfig, load_whole
+from ..train import TrainConfig
 
 # %% ../../nbs/runs/06_episodes.ipynb #02d62b4a
 @dataclass(frozen=True)
@@ -120,11 +121,10 @@ def example(self:EpisodeRecipe, train:Pool) -> Tensor:
     return train.batch(torch.randperm(len(train), generator=generator_for(self.spec.training.seed, 'example'))[:512])[0]
 
 
-@patch
-def _quantize(self:EpisodeRecipe, model, example, **signs):
-    "Give a float network its bits: an embedding keeps its first layer, a classifier both ends."
-    skip = 'ends' if self.spec.options.inner_loop else 'first'
-    return quantize(model, self.spec.scheme(), example=example, skip=skip, bn=self.spec.quantization.bn, **signs)
+@patch(as_prop=True)
+def _choices(self:EpisodeRecipe) -> dict:
+    "How the run quantizes: an embedding keeps its first layer float, a classifier both ends."
+    return dict(skip='ends' if self.spec.options.inner_loop else 'first', bn=self.spec.quantization.bn)
 
 
 @patch
@@ -132,7 +132,7 @@ def network(self:EpisodeRecipe, train:Pool) -> nn.Sequential:
     "The network that the run trains, calibrated on 512 training images."
     model = self.fresh(tuple(train.images.shape[1:]))
     rest = self._start(model) if self.spec.network.init else {}
-    self._quantize(model, self.example(train))
+    quantize(model, self.spec.scheme(), self.example(train), **self._choices)
     self.spec.options.prepare(self.spec, model)
     kept = model.state_dict()
     model.load_state_dict({k: rest[k] if k in rest and rest[k].shape == v.shape else v for k,v in kept.items()})
@@ -142,14 +142,13 @@ def network(self:EpisodeRecipe, train:Pool) -> nn.Sequential:
 @patch
 def rebuild(self:EpisodeRecipe, about:dict, tensors:dict) -> nn.Module:
     "The network that a weights file describes, with its tensors."
-    model = self.fresh(tuple(about['input']))
-    example = torch.rand(8, *about['input'], generator=torch.Generator().manual_seed(0))
-    self._quantize(model, example, signed=about['signed'])
+    options = self.spec.options
+    def rates(model):
+        if 'log_rate' in tensors:
+            learn_rates(model, adaptable(model, options.adapts.split()), len(tensors['log_rate']), options.inner_lr)
+    model = restore(self.fresh(tuple(about['input'])), self.spec.scheme(), tensors, torch.zeros(2, *about['input']),
+                    signed=about['signed'], version=about['version'], before=rates, **self._choices)
     if set(about['signed']) != set(bit_layers(model)): raise ValueError("the signs of its layers are not the network's")
-    if 'log_rate' in tensors:
-        options = self.spec.options
-        learn_rates(model, adaptable(model, options.adapts.split()), len(tensors['log_rate']), options.inner_lr)
-    model.load_state_dict(from_version_1(model, tensors) if about['version'] == 1 else tensors)
     return model
 
 # %% ../../nbs/runs/06_episodes.ipynb #98bf126c

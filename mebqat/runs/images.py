@@ -17,14 +17,16 @@ from torch import nn
 from ..batchnorm import deployed
 from ..bits import FULL, Bits
 from ..data import Pool, augment, load
-from ..evaluate import answers
-from ..layers import Quantized, bit_layers, clip_shares, from_version_1, quantize, use_bits
+from ..evaluate import correct
+from ..files import load_whole
+from ..layers import Quantized, bit_layers, clip_shares, quantize, restore, use_bits
 from ..mixed.metaquantnet import export_weights, generators
 from ..models import make
 from .disk import weights_file
 from .policies import same_layers
 from .specs import RunSpec, stored_spec
-from ..train import Batches, TrainConfig, load_whole, seed_for
+from ..seeds import seed_for
+from ..train import Batches, TrainConfig
 
 # %% ../../nbs/runs/05_images.ipynb #a09d2fc7
 @dataclass(frozen=True)
@@ -80,15 +82,12 @@ def float_network(self:ImageRecipe, pool:Pool) -> nn.Module:
     return model
 
 
-@patch
-def _quantize(self:ImageRecipe, model, example, **signs):
-    "Give a float network its bits, and what else its method trains."
+@patch(as_prop=True)
+def _choices(self:ImageRecipe) -> dict:
+    "How the run quantizes, as `quantize` and `restore` take it."
     quantization = self.spec.quantization
     space = self.spec.space() if quantization.bn == 'switchable' else None
-    quantize(model, self.spec.scheme(), example=example, skip=quantization.skip, ends=self.spec.ends(),
-             bn=quantization.bn, space=space, **signs)
-    self.spec.options.prepare(self.spec, model)
-    return model
+    return dict(skip=quantization.skip, ends=self.spec.ends(), bn=quantization.bn, space=space)
 
 
 @patch
@@ -102,19 +101,22 @@ def example(self:ImageRecipe, pool:Pool) -> torch.Tensor:
 def network(self:ImageRecipe, pool:Pool) -> nn.Module:
     "The network that the run trains."
     model = self.float_network(pool)
-    return self._quantize(model, self.example(pool)) if self.spec.options.quantizes else model
+    if not self.spec.options.quantizes: return model
+    quantize(model, self.spec.scheme(), self.example(pool), **self._choices)
+    self.spec.options.prepare(self.spec, model)
+    return model
 
-# %% ../../nbs/runs/05_images.ipynb #bc0f26c2
+# %% ../../nbs/runs/05_images.ipynb #60364c5a
 @patch
 def rebuild(self:ImageRecipe, about:dict, tensors:dict) -> nn.Module:
     "The network that a weights file describes, with its tensors."
     model = self.fresh(len(about['classes']), about['input'])
     if self.spec.options.quantizes:
-        example = torch.randn(2, *about['input'], generator=torch.Generator().manual_seed(0))
-        self._quantize(model, example, signed=about['signed'])
+        example = torch.zeros(2, *about['input'])
+        restore(model, self.spec.scheme(), tensors, example, signed=about['signed'], version=about['version'],
+                before=lambda model: self.spec.options.prepare(self.spec, model), **self._choices)
         if set(about['signed']) != set(bit_layers(model)): raise ValueError("the signs of its layers are not the network's")
-        if about['version'] == 1: tensors = from_version_1(model, tensors)
-    model.load_state_dict(tensors)
+    else: model.load_state_dict(tensors)
     if 'found' in about:
         with use_bits(model, self.spec.options.fixed_setting(self.spec, about)): pass
         if not all(isinstance(c, str) for c in about['concerns']): raise ValueError('its concerns are no text')
@@ -158,10 +160,10 @@ def validator(self:ImageRecipe, model:nn.Module, method:Callable, train:Pool, va
     widths = sorted(trained & {2, 4, 8}) or sorted(trained)[:1]
     def validate(model):
         if not any(isinstance(m, Quantized) for m in model.modules()):
-            return {'val FP': float(answers(model, part)[0].float().mean())}
+            return {'val FP': float(correct(model, part)[0].float().mean())}
         out = {}
         for name,bits in (options.validated_at(method) or {b: b for b in self._pairs()}).items():
-            with deployed(model, bits, train, 500): out[f'val {name}'] = float(answers(model, part)[0].float().mean())
+            with deployed(model, bits, train, 500): out[f'val {name}'] = float(correct(model, part)[0].float().mean())
         return out | clip_shares(model, widths)
     return validate
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import nn
 
 from ..bits import Bits, Policy
+from ..files import write_text
 from ..layers import bit_layers
-from ..surface import write_text
 
 # %% ../../nbs/runs/03_policies.ipynb #13100df1
 def to_text(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'recipe_of', 'Run', 'train_run', 'open_run']
 
-# %% ../../nbs/runs/07_runs.ipynb #f924b202
+# %% ../../nbs/runs/07_runs.ipynb #a9682af7
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,16 @@ from ..bits import Bits, BitSpace, Policy
 from ..data import Pool
 from ..episodes import Episodes
 from ..fewshot.evaluate import EpisodeScores, sweep_episodes
+from ..files import load_whole, save_whole
 from ..layers import bit_layers
 from .disk import claim, weights_file
 from .episodes import EpisodeRecipe
 from .images import ImageRecipe
 from .methods import Setup
 from .specs import RunSpec, stored_spec
-from ..train import History, compile_with_progress, fit, load_whole, save_whole
+from ..train import History, compile_with_progress, fit
 
-# %% ../../nbs/runs/07_runs.ipynb #4ecb198c
+# %% ../../nbs/runs/07_runs.ipynb #5fb6fd83
 RECIPES = {'images': ImageRecipe, 'episodes': EpisodeRecipe}  # by what a method trains on
 
 
@@ -62,7 +63,7 @@ class Run:
         "Images of a split."
         return recipe_of(self.spec).pool(split, data, tuple(self.about['input']))
 
-# %% ../../nbs/runs/07_runs.ipynb #4004555b
+# %% ../../nbs/runs/07_runs.ipynb #4cfd1054
 def _check_device(device):
     "Refuse a device that is not there (ValueError)."
     try: torch.empty(1).to(device)
@@ -97,7 +98,7 @@ def train_run(
     history = History()
     if options.trains:
         if compile is None: compile = device == 'cpu' and recipe.is_long(train)
-        if compile and options.quantizes: compile_with_progress(spec.quantization.scheme == 'dorefa')
+        if compile and options.quantizes: compile_with_progress(spec.scheme().inverse)
         label = f'{spec.method} {Path(spec.inputs.data).name}'
         history = fit(model, method, feed, config, out, resume, validate, on_row, label, stop=stop)
 
@@ -116,7 +117,7 @@ def _about(spec, recipe, model, train, history) -> dict:
             'signed': signed, 'history': history.rows, 'fingerprint': train.fingerprint(), 'mebqat': __version__,
             'torch': torch.__version__, 'format': recipe.format, 'version': 2}
 
-# %% ../../nbs/runs/07_runs.ipynb #ccc8cfa5
+# %% ../../nbs/runs/07_runs.ipynb #9cc723b9
 _SAYS = ('spec', 'classes', 'input', 'signed', 'history', 'fingerprint', 'mebqat', 'torch')
 
 
@@ -144,7 +145,7 @@ def open_run(
         raise ValueError(f'{file} does not describe a network of this version: {str(e).splitlines()[0]}') from e
     return Run(Path(path), spec, model.to(memory_format=torch.channels_last).eval(), history, about)
 
-# %% ../../nbs/runs/07_runs.ipynb #c454f8ab
+# %% ../../nbs/runs/07_runs.ipynb #18cc79ac
 @patch
 def episodes(self:Run,
     split:str='test',        # `train`, `val` or `test` classes

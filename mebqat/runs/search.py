@@ -24,6 +24,7 @@ from ..mixed.adaqat import draw_trajectory
 from ..bits import Bits, Policy
 from ..data import Pool
 from ..evaluate import fitness, protocol, score
+from ..files import write_text
 from ..figures.predictions import cost_table
 from ..figures.front import front_look, front_part
 from ..layers import use_bits
@@ -33,7 +34,7 @@ from .runs import Run
 from .methods import names
 from ..mixed.search import Budget, Front, Scored, SearchResult, SearchSpace, exact, genetic, greedy, race, random_search, uniform
 from .policies import save_policy
-from ..surface import Point, name_figure, write_text
+from ..surface import Point, name_figure
 from ..train import progress
 
 # %% ../../nbs/runs/09_search.ipynb #9a0173dc

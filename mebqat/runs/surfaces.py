@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEW_PAIRS', 'SurfaceReport', 'usual_space', 'ImageSurface', 'open_scores', 'EpisodeSurface', 'surface_of_run']
 
-# %% ../../nbs/runs/10_surfaces.ipynb #14e622d0
+# %% ../../nbs/runs/10_surfaces.ipynb #a7719dcc
 import html
 import json
 import math
@@ -18,11 +18,12 @@ from fastcore.basics import patch
 from ..bits import Bits, BitSpace, Policy
 from ..evaluate import score
 from ..fewshot.evaluate import EpisodeScores, check_fits, episode_protocol, same_episodes
+from ..files import write_text
 from ..figures.pages import explorer_page
 from ..figures.plots import by_pair
 from ..figures.predictions import Exploration, explore, save_explorations
 from .runs import Run
-from ..surface import Surface, dumps, write_text
+from ..surface import Surface, dumps
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class SurfaceReport:
                       'differences': self._rows()}
             write_text(folder/'differences.json', json.dumps(record, indent=1))
 
-# %% ../../nbs/runs/10_surfaces.ipynb #1d2e91d7
+# %% ../../nbs/runs/10_surfaces.ipynb #eb3ddbb1
 FEW_PAIRS = 'W2A2 W2A8 W8A3 W4A4 W8A8 FP'  # of a few-shot surface
 
 
@@ -82,7 +83,7 @@ def usual_space(
     one = [Bits(1, 1)]*(spec.scheme().min_bits == Bits(1, 1))
     return BitSpace([*one, *BitSpace.grid(range(2, 9), range(2, 9), full=True)])
 
-# %% ../../nbs/runs/10_surfaces.ipynb #0fe88bdf
+# %% ../../nbs/runs/10_surfaces.ipynb #c5dbf361
 @dataclass(frozen=True, eq=False)
 class ImageSurface:
     "A request to measure a run over images; ValueError where it cannot be."
@@ -117,7 +118,7 @@ class ImageSurface:
         title = f'{spec.network.model} on {Path(spec.inputs.data).name}: {spec.method}'
         return SurfaceReport(predictions.surface, title, caption, parts, self.split, predictions, note=note)
 
-# %% ../../nbs/runs/10_surfaces.ipynb #834235b2
+# %% ../../nbs/runs/10_surfaces.ipynb #d31a7397
 def open_scores(
     path:Path, # A folder with `episodes.safetensors`, or that file
 ) -> EpisodeScores: # ValueError if it is something else
@@ -169,7 +170,7 @@ class EpisodeSurface:
         if not any(b in other.accuracy for b in self._space()):
             raise ValueError(f'{self.against} was measured at other pairs: {" ".join(map(str, other.accuracy))}')
 
-# %% ../../nbs/runs/10_surfaces.ipynb #bda685ab
+# %% ../../nbs/runs/10_surfaces.ipynb #f840847c
 @patch
 def measure(self:EpisodeSurface) -> SurfaceReport:
     "Every pair on the same episodes."
@@ -190,7 +191,7 @@ def measure(self:EpisodeSurface) -> SurfaceReport:
     return SurfaceReport(surface, title, caption, parts, self.split, scores=scores, differences=differences,
                          against=str(self.against or ''))
 
-# %% ../../nbs/runs/10_surfaces.ipynb #a571c521
+# %% ../../nbs/runs/10_surfaces.ipynb #97a37417
 def surface_of_run(
     run:Run,         # Any run
     bits:str='',     # Pairs, such as "W2A2 W4A4"; '' for `usual_space`

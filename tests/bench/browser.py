@@ -23,7 +23,7 @@ WATCH = '''() => {
     map.on('plotly_afterplot', () => { if (asked && place() !== before) { const start = asked; asked = 0; requestAnimationFrame(() => window.times.push(performance.now() - start)); } });
 }'''
 LIVE = '''from mebqat.bits import Bits, BitSpace
-from mebqat.data import shipped
+from mebqat.files import shipped
 from mebqat.figures.predictions import live_answers
 from mebqat.explore.surface_explorer import SurfaceExplorer
 from mebqat.runs.images import open_run

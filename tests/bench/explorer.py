@@ -6,7 +6,7 @@ import torch
 
 torch.set_num_threads(1)
 from mebqat.bits import FULL, Bits
-from mebqat.data import shipped
+from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.surface_explorer import SurfaceExplorer
 from mebqat.explore.panels import PolicyPicker

@@ -12,12 +12,11 @@ from torch.func import functional_call
 
 import mebqat
 from mebqat.adapt import adapt, adaptable
-from mebqat.bits import Bits
+from mebqat.bits import FP, Bits
 from mebqat.data import load
 from mebqat.episodes import Episodes
 from mebqat.fewshot.methods import FewShot, InnerSteps, Prototypes, trainable
 from mebqat.layers import quantize
-from mebqat.methods import FP
 from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ
 

@@ -31,21 +31,22 @@ from pathlib import Path
 import torch
 
 import mebqat
+from mebqat.files import load_whole, save_whole, write_text
 from mebqat.mixed.adaqat import AdaQAT, FracBits
 from mebqat.batchnorm import deployed
-from mebqat.bits import Bits, BitSpace, Policy
+from mebqat.bits import FP, Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import augment, choose, load
-from mebqat.evaluate import answers, fitness
+from mebqat.evaluate import correct, fitness
 from mebqat.layers import quantize
 from mebqat.mixed.metaquantnet import at_policy, export_weights, generate, metaquantnet, policies_of
-from mebqat.methods import FP, float_training, qat
+from mebqat.methods import float_training, qat
 from mebqat.methods import mebqat as any_bits
 from mebqat.models import resnet20
 from mebqat.quantizers import LSQ
 from mebqat.mixed.search import Budget, SearchResult, SearchSpace, exact, finalists, genetic, greedy, measure, random_search, uniform
-from mebqat.surface import wilson, write_text
-from mebqat.train import Batches, TrainConfig, fit, load_whole, save_whole
+from mebqat.surface import wilson
+from mebqat.train import Batches, TrainConfig, fit
 
 ENDS = Bits(8, 8)
 UNIFORM = BitSpace.parse('W2A2 W3A3 W4A4 W8A8')
@@ -217,7 +218,7 @@ class Experiment:
 
     def accuracy(self, model, bits, split):
         "Accuracy with its interval, batch norm re-estimated from training images unless the network is a float one."
-        with deployed(model, bits, self.pool('train')) if bits else nullcontext(): right, _ = answers(model, self.pool(split))
+        with deployed(model, bits, self.pool('train')) if bits else nullcontext(): right, _ = correct(model, self.pool(split))
         k, n = int(right.sum()), len(right)
         return dict(zip(('accuracy', 'low', 'high', 'n'), (k/n, *wilson(k, n), n)))
 
@@ -302,7 +303,7 @@ class Experiment:
         a, model, right = self.a, self.open(net), {}
         def answered(bits):
             if bits not in right:
-                with deployed(model, bits, self.pool('train')): right[bits] = answers(model, self.pool('test'))[0].float()
+                with deployed(model, bits, self.pool('train')): right[bits] = correct(model, self.pool('test'))[0].float()
             return right[bits]
         for limit in a.budgets:
             chosen = {m: SearchResult.load(f).best.policy for m in (*SEARCHES, 'finalists') if (f := a.out/f'{net}-{limit}-{m}{self.suffix}'/'search.json').exists()}

@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 import mebqat
-from mebqat.bits import Bits, BitSpace
+from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
-from mebqat.evaluate import answers, sweep
-from mebqat.methods import FP
+from mebqat.evaluate import correct, sweep
 from mebqat.runs.images import RunSpec, method_of, open_run, train_run
 from mebqat.surface import wilson
 
@@ -72,7 +71,7 @@ def collect(a):
     test = load(a.data, 'test', val=5000)
     floats = {}
     for name in ('float', 'float-more'):
-        right, _ = answers(open_run(a.out/name).model, test)
+        right, _ = correct(open_run(a.out/name).model, test)
         floats[name] = {'accuracy': float(right.float().mean()), 'interval': wilson(int(right.sum()), len(right)), 'n': len(right)}
     about = {'data': f'{test.name} ({a.note})' if a.note else test.name, 'test fingerprint': test.fingerprint(), 'network': 'resnet20, option A, 0.27 M parameters; first convolution and classifier in full precision',
              'protocol': f'float training for {a.pretrain:g} passes (SGD 0.1, cosine), then {a.epochs:g} passes for every method from those weights (SGD {a.lr}, cosine), float too; '

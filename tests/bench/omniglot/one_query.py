@@ -4,7 +4,7 @@
 
 Omniglot is looked for in the folder that MEBQAT_DATA names. Batch norm has no running statistics here: every batch is normalised by its own. The usual batch holds fifteen queries of each
 of the twenty classes, and is thereby told how often each class occurs. The same episodes are therefore answered again in smaller batches, each with the support where the network has it there.
-Every batch goes through `proto_answers` or `inner_answers` by itself, as an episode with fewer queries, so its statistics are exactly its own. Differences are paired on the same queries.
+Every batch goes through `proto_correct` or `inner_correct` by itself, as an episode with fewer queries, so its statistics are exactly its own. Differences are paired on the same queries.
 """
 import argparse
 import json
@@ -15,11 +15,11 @@ import torch
 
 import mebqat
 from mebqat.bits import BitSpace
-from mebqat.data import shipped
-from mebqat.fewshot.evaluate import inner_answers, proto_answers
+from mebqat.files import shipped, write_text
+from mebqat.fewshot.evaluate import inner_correct, proto_correct
 from mebqat.runs.episodes import open_few
 from mebqat.fewshot.methods import InnerSteps
-from mebqat.surface import mean_interval, write_text
+from mebqat.surface import mean_interval
 
 SPACE = BitSpace.parse('W2A2 W4A4 W8A8 FP')
 NETWORKS = ('omniglot_mebqat_pn', 'omniglot_mebqat_maml')
@@ -36,9 +36,9 @@ class BesideSupport(InnerSteps):
 
 def answers(run, episode, learner=None):
     "Right or wrong for each query, [pairs, queries]."
-    if run.spec.prototypical: return torch.stack([*proto_answers(run.model, episode, SPACE).values()])
+    if run.spec.prototypical: return torch.stack([*proto_correct(run.model, episode, SPACE).values()])
     learner = learner or run.spec.learner()
-    return torch.stack([inner_answers(run.model, episode, b, learner, learner.steps)[-1] for b in SPACE])
+    return torch.stack([inner_correct(run.model, episode, b, learner, learner.steps)[-1] for b in SPACE])
 
 
 def part(episode, which): return replace(episode, query=episode.query[which], query_labels=episode.query_labels[which])

@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 
 import mebqat
-from mebqat.bits import BitSpace
+from mebqat.bits import FP, BitSpace
 from mebqat.cli import open_scores
 from mebqat.episodes import Episodes
 from mebqat.fewshot.evaluate import sweep_episodes
+from mebqat.files import write_text
 from mebqat.runs.episodes import few_network, few_pool, open_few
-from mebqat.methods import FP
-from mebqat.surface import write_text
 
 RATES, CENTERED, EPISODES, RESULTS = (0.01, 0.02, 0.04, 0.1, 0.2), (0.1, 0.3, 1., 3., 10.), 30, Path('data/results/omniglot_maml_plateau.json')
 
