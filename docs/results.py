@@ -8,7 +8,7 @@ import pandas as pd
 from mebqat.bits import Bits, Policy
 from mebqat.figures.plots import by_pair, compare, diagonal, part
 from mebqat.mixed.search import Front, Scored
-from mebqat.runs.settings import unspell
+from mebqat.runs.policies import from_text
 from mebqat.surface import Point, Surface
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +120,7 @@ def policy_front(doc):
     "Every ResNet-20 that was measured at a setting of its own, by kind, as a Front over all layers."
     ends, names = {'conv': Bits(8, 8), 'fc': Bits(8, 8)}, [*next(r['bits'] for r in doc['runs'] if r['name'].startswith('meta-') and isinstance(r['bits'], dict))]
     def full(bits):
-        at = unspell(bits)
+        at = from_text(bits)
         return Policy({n: ends[n] if n in ends else at[n] if isinstance(at, Policy) else at for n in names})
     return Front([Scored(full(r['bits']), r['accuracy'], r['bytes'], r['bitops'], g) for r in doc['runs'] for g,starts in GROUPS.items() if r['name'].startswith(starts)], 'ResNet-20 on CIFAR-10, test accuracy')
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from mebqat.bits import Bits, BitSpace
 from mebqat.cli import app
 from mebqat.files import load_whole, save_whole
-from mebqat.runs.images import RunSpec, open_run
+from mebqat.runs import open_run, spec_of
 from mebqat.surface import Surface
 from mebqat.launch import TOUR, free_port, lab_command, own_names
 
@@ -127,7 +127,7 @@ def test_train_prints_json_and_options_reach_the_run(tmp_path, pictures):
     said = json.loads(done.stdout)
     assert said['run'] == str(tmp_path/'run') and len(said['history']) == 2 and said['history'][-1]['step'] == 6
     run = open_run(tmp_path/'run')
-    assert run.spec == RunSpec(**said['spec']) and run.spec.seed == 7 and run.about['classes'] == ['cat', 'dog']
+    assert run.spec == spec_of(**said['spec']) and run.spec.seed == 7 and run.about['classes'] == ['cat', 'dog']
     q = run.model.quantization
     assert (q.scheme.name, q.scheme.scale, q.scheme.act_clip, q.skip, q.bn) == ('dorefa', None, 'pact', 'first', 'batch')
 

@@ -12,10 +12,10 @@ from mebqat.cost import profile
 from mebqat.evaluate import fitness, score
 from mebqat.layers import bit_layers
 from mebqat.mixed.metaquantnet import export_weights, generators
-from mebqat.runs.images import RunSpec, float_network, open_run, train_run
+from mebqat.runs.images import spec_of, float_network, open_run, train_run
 from mebqat.mixed.search import Front, SearchResult
 from mebqat.runs.registry import METHODS, names
-from mebqat.runs.settings import load_policy, save_policy, unspell
+from mebqat.runs.policies import load_policy, save_policy, from_text
 from mebqat.surface import Surface
 from mebqat.train import Interrupted
 from test_cli import cli, good, refused
@@ -85,18 +85,18 @@ def test_first_and_last_layers_are_pinned_at_eight_bits(runs, tmp_path):
     run = open_run(runs/'pair')
     assert [m.pinned for m in bit_layers(run.model).values()] == [Bits(8, 8), None, None, None, Bits(8, 8)]
     said = json.loads(good('adaqat', '--out', tmp_path/'run', *QUICK, '--epochs', '.2', '--start', 'W5A7', '--json').stdout)
-    found, weights = unspell(said['found']), {n: m.weight.numel() for n,m in bit_layers(run.model).items()}
+    found, weights = from_text(said['found']), {n: m.weight.numel() for n,m in bit_layers(run.model).items()}
     assert said['cost']['bytes'] == sum(w*(found.w if n in LAYERS else 8)/8 for n,w in weights.items())
     assert said['cost'] == {'bytes': (c := profile(run.model, (1, 1, 8, 8)).at(found)).weight_bytes, 'bitops': c.bitops}
     assert policies.trajectory(tmp_path/'run')[['n_w', 'n_a']].iloc[0].tolist() == [5, 7]
-    assert RunSpec(**said['spec']) == open_run(tmp_path/'run').spec
+    assert spec_of(**said['spec']) == open_run(tmp_path/'run').spec
 
 
 def test_fracbits_ends_within_its_target(runs, tmp_path):
     run = open_run(runs/'frac')
     assert profile(run.model, (1, 1, 8, 8)).at(run.setting).weight_bytes <= 1000
     said = json.loads(good('train', '--method', 'fracbits', '--target-bitops', '.9 MBitOPs', '--granularity', 'global', '--epochs', 1, '--out', tmp_path/'run', '--json', *SMALL).stdout)
-    assert said['cost']['bitops'] <= 9e5 == said['spec']['target_bitops'] and unspell(said['found']) == open_run(tmp_path/'run').setting
+    assert said['cost']['bitops'] <= 9e5 == said['spec']['target_bitops'] and from_text(said['found']) == open_run(tmp_path/'run').setting
 
 
 def test_the_surface_of_learned_bits_is_where_they_ended(runs):
@@ -176,7 +176,7 @@ def found(runs):
 def test_a_search_keeps_policy_scores_front_and_page(runs, found):
     folder, run = runs/'mebqat', open_run(runs/'mebqat')
     policy, scores = load_policy(folder/'policy.json'), SearchResult.load(found['scores'])
-    assert policy == unspell(found['policy']) == scores.best.policy and scores.finished and scores.config['seed'] == 5 and scores.budget.max_bytes == 1200
+    assert policy == from_text(found['policy']) == scores.best.policy and scores.finished and scores.config['seed'] == 5 and scores.budget.max_bytes == 1200
     cost = profile(run.model, (1, 1, 8, 8)).at(policy)
     assert cost.weight_bytes == found['rows'][0]['bytes'] <= 1200 and cost.bitops == found['rows'][0]['bitops'] <= 2.8e6
     front = Front.load(folder/'front.json')
@@ -190,7 +190,7 @@ def test_fitness_never_sees_a_test_image_and_the_test_set_answers_once(runs, fou
     run = open_run(runs/'mebqat')
     train, val, test = (run.pool(s) for s in ('train', 'val', 'test'))
     assert found['fitness']['split'] == 'val' and found['fitness']['fingerprint'] == val.fingerprint()
-    fit, policy = fitness(run.model, val, train), unspell(found['policy'])
+    fit, policy = fitness(run.model, val, train), from_text(found['policy'])
     assert found['rows'][0]['validation'] == fit(policy) and found['rows'][0]['test'] == score(run.model, policy, test, train).accuracy
     pairs = [(fit(p), -b.w*b.a, b) for b in run.spec.space() if not b.is_full for p in [Policy.uniform(LAYERS, b)]
              if (c := profile(run.model, (1, 1, 8, 8)).at(p)).weight_bytes <= 1200 and c.bitops <= 2.8e6]
@@ -312,7 +312,7 @@ def test_a_policy_is_found_and_tuned_over_generated_weights(runs, tmp_path):
     assert (run.spec.hidden, set(generators(run.model))) == (8, set(LAYERS)) and run.history.rows[-1]['val W8A8'] > .5
     said = json.loads(good('search', runs/'meta', '--out', tmp_path/'found', *BUDGET, '--population', 8, '--generations', 2, '--json').stdout)
     policy = load_policy(tmp_path/'found'/'policy.json')
-    assert unspell(said['policy']) == policy and {b.w for b in policy.values()} | {b.a for b in policy.values()} <= {2, 4, 8}
+    assert from_text(said['policy']) == policy and {b.w for b in policy.values()} | {b.a for b in policy.values()} <= {2, 4, 8}
     good('train', '--method', 'qat', '--policy', tmp_path/'found'/'policy.json', '--init', runs/'meta', '--epochs', .1, '--out', tmp_path/'tuned', *SMALL)
     tuned = open_run(tmp_path/'tuned')
     start, there = float_network(tuned.spec, tuned.pool('train')).state_dict(), export_weights(run.model, policy).state_dict()
@@ -321,7 +321,7 @@ def test_a_policy_is_found_and_tuned_over_generated_weights(runs, tmp_path):
 
 def test_a_search_by_likelihood_shows_accuracies(runs, tmp_path):
     said = json.loads(good('search', runs/'mebqat', '--out', tmp_path, *BUDGET, '--by', 'likelihood', '--population', 8, '--generations', 2, '--json').stdout)
-    run, policy = open_run(runs/'mebqat'), unspell(said['policy'])
+    run, policy = open_run(runs/'mebqat'), from_text(said['policy'])
     val, train = (run.pool(s) for s in ('val', 'train'))
     scored = SearchResult.load(said['scores'])
     assert scored.best.policy == policy and scored.best.fitness == fitness(run.model, val, train, by='likelihood')(policy) and said['fitness']['by'] == 'likelihood'

@@ -11,8 +11,8 @@ from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, open_scores, spec_
 from mebqat.files import load_whole, save_whole, shipped
 from mebqat.runs import find_run, open_run
 from mebqat.runs import registry
-from mebqat.runs.episodes import FewRun, FewShotSpec, fold_scales, open_few
-from mebqat.runs.images import RunSpec
+from mebqat.runs.episodes import FewRun, spec_of, fold_scales, open_run
+from mebqat.runs import spec_of
 from mebqat.surface import Surface
 from test_cli import cli, good, own_cache, refused, snapshot  # noqa: F401 (own_cache is a fixture)
 
@@ -43,14 +43,14 @@ def few(tmp_path_factory):
 def test_the_command_has_every_option_of_every_method():
     shown = {k for rows in PANELS.values() for k in rows}
     for m in registry.METHODS.values():
-        kind = FewShotSpec if m.trains_on == 'episodes' else RunSpec
+        kind = spec_of if m.trains_on == 'episodes' else spec_of
         assert {*m.options} <= shown & {f.name for f in fields(kind)}, m.name
     assert {*ORDINARY, *FEW_SHOT} == {*registry.METHODS}
 
 
 def test_every_field_is_an_option_and_its_help_tells_its_default():
     said = {('options' if k == 'option' else k): row[2] for rows in PANELS.values() for k,row in rows.items()}
-    defaults = [{f.name: f.default for f in fields(s) if f.name != 'method'} for s in (RunSpec, FewShotSpec)]
+    defaults = [{f.name: f.default for f in fields(s) if f.name != 'method'} for s in (spec_of, spec_of)]
     assert set(said) == set().union(*defaults)
     text = lambda v: {True: 'yes', False: 'no'}[v] if isinstance(v, bool) else str(v)
     for k,shown in said.items():
@@ -62,9 +62,9 @@ def test_every_field_is_an_option_and_its_help_tells_its_default():
 @pytest.mark.parametrize('method', FEW_SHOT)
 def test_what_was_not_said_is_left_to_the_description(method):
     bits = {'bits': 'W4A4'} if method.endswith('-qat') else {}
-    assert spec_of(method, bits) == FewShotSpec(method, **bits)
-    assert spec_of(method, {**bits, 'lr': .5, 'n_way': 7}) == FewShotSpec(method, lr=.5, n_way=7, **bits)
-    assert spec_of('mebqat', {'lr': .5}) == RunSpec('mebqat', lr=.5)
+    assert spec_of(method, bits) == spec_of(method, **bits)
+    assert spec_of(method, {**bits, 'lr': .5, 'n_way': 7}) == spec_of(method, lr=.5, n_way=7, **bits)
+    assert spec_of('mebqat', {'lr': .5}) == spec_of('mebqat', lr=.5)
 
 
 def test_every_option_reaches_the_run(tmp_path):
@@ -72,9 +72,9 @@ def test_every_option_reaches_the_run(tmp_path):
                            '--n-way', 3, '--k-shot', 2, '--n-query', 1, '--steps', 1, '--n-tasks', 1, '--lr', .01, '--optimizer', 'sgd', '--weight-decay', .001, '--inner-steps', 1,
                            '--inner-lr', .2, '--learn-rates', '--second-order', '--every-step', '--adapts', 'weights norms', '--temperature', .5, '--no-calibrate', '--bn', 'batch',
                            '--jitter', 1, '--size', 16, '--width', 4, '--seed', 3, '--no-compile', '--json').stdout)
-    want = FewShotSpec('fomaml', glyph_classes=20, options=(('per_channel', True),), n_way=3, k_shot=2, n_query=1, steps=1, n_tasks=1, lr=.01, optimizer='sgd', weight_decay=.001,
+    want = spec_of('fomaml', glyph_classes=20, options=(('per_channel', True),), n_way=3, k_shot=2, n_query=1, steps=1, n_tasks=1, lr=.01, optimizer='sgd', weight_decay=.001,
                        inner_steps=1, inner_lr=.2, learn_rates=True, second_order=True, every_step=True, adapts='weights norms', temperature=.5, calibrate=False, jitter=1, size=16, width=4, seed=3)
-    assert said['run'] == str(tmp_path/'run') and len(said['history']) == 1 and open_few(tmp_path/'run').spec == want == FewShotSpec(**said['spec'])
+    assert said['run'] == str(tmp_path/'run') and len(said['history']) == 1 and open_run(tmp_path/'run').spec == want == spec_of(**said['spec'])
 
 
 def test_a_run_starts_from_a_shipped_network(tmp_path):
@@ -228,7 +228,7 @@ def test_the_demo_makes_its_page(tmp_path):
     page = (tmp_path/'demo'/'fewshot.html').read_text(encoding='utf-8')
     for name in commands.TITLES.values(): assert name in page and name.split()[0].strip(',') in done.stdout
     assert done.stdout.count('±') == 20 and 'W8A8' in done.stdout and page.count('class="plot"') == 2
-    backs = {m: open_few(tmp_path/'demo'/'runs'/m).spec for m in commands.TITLES}
+    backs = {m: open_run(tmp_path/'demo'/'runs'/m).spec for m in commands.TITLES}
     assert backs['mebqat-pn'].steps*backs['mebqat-pn'].n_tasks == backs['pn-qat'].steps*backs['pn-qat'].n_tasks
 
 
@@ -245,7 +245,7 @@ def test_shipped_networks_agree_with_the_stored_results(name, shot, pairs, data_
     "Twenty of the 600 episodes, so within four standard errors of the stored mean."
     if missing := [f for f in ('omniglot.zip', 'omniglot_vinyals_split.json') if not (data_root/f).is_file()]: pytest.skip(f'{data_root} has no {missing[0]}')
     monkeypatch.setenv('MEBQAT_DATA', str(data_root))
-    run = open_few(shipped(f'{name}.safetensors'))
+    run = open_run(shipped(f'{name}.safetensors'))
     stored = json.loads(shipped('results/omniglot_few_shot.json').read_text())
     points = {p['bits']: p['accuracy'] for r in stored['runs'] if (r['name'], r['k_shot']) == (name.removeprefix('omniglot_').replace('_', '-'), shot) for p in r['points']}
     scores = run.sweep(BitSpace.parse(pairs), run.episodes(n_way=20, k_shot=shot), 20)

@@ -20,12 +20,12 @@ from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
 from mebqat.fewshot.evaluate import EpisodeScores, adaptation_curve, inner_correct, proto_correct, sweep_episodes
-from mebqat.runs.episodes import FewShotSpec, few_method, few_network, few_pool, fold_scales, open_few, train_few
+from mebqat.runs.episodes import spec_of, few_method, few_network, few_pool, fold_scales, open_run, train_run
 from mebqat.fewshot.methods import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss, split_stem, trainable
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa
-from mebqat.runs.images import RunSpec, train_run
+from mebqat.runs import spec_of, train_run
 from mebqat.speed import Replay
 from mebqat.train import Interrupted
 
@@ -281,9 +281,9 @@ def test_recorded_steps_equal_eager_ones(case, monkeypatch):
 @gpu
 def test_a_run_on_the_gpu_opens_on_the_cpu(tmp_path):
     for spec in (spec_of('mebqat-pn'), spec_of('mebqat-maml', learn_rates=True)):
-        run = train_few(spec, tmp_path/spec.method, device='cuda')
+        run = train_run(spec, tmp_path/spec.method, device='cuda')
         assert all(v.device.type == 'cpu' for v in run.model.state_dict().values())
-        assert same(tensors(run.model), tensors(open_few(tmp_path/spec.method).model))
+        assert same(tensors(run.model), tensors(open_run(tmp_path/spec.method).model))
 
 
 # runs
@@ -301,21 +301,21 @@ def _small_runs(monkeypatch):
 def spec_of(method, **changes):
     small = dict(glyph_classes=40, width=4, size=16, n_way=3, n_query=2, n_tasks=2, steps=3, inner_steps=2)
     bits = {'bits': 'W2A2 W4A4'} if method.startswith('mebqat') else {'bits': 'W3A3'} if method.endswith('qat') else {}
-    return FewShotSpec(method, **small | bits | changes)
+    return spec_of(method, **small | bits | changes)
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     "Two small runs, the second from the first."
     folder = tmp_path_factory.mktemp('runs')
-    train_few(spec_of('mebqat-pn', steps=20), folder/'pn')
-    train_few(spec_of('mebqat-maml', init=str(folder/'pn'), learn_rates=True), folder/'maml')
+    train_run(spec_of('mebqat-pn', steps=20), folder/'pn')
+    train_run(spec_of('mebqat-maml', init=str(folder/'pn'), learn_rates=True), folder/'maml')
     return folder
 
 
 @pytest.mark.parametrize('spec', [spec_of('mebqat-pn', jitter=1., steps=20), spec_of('mebqat-maml', jitter=.5, steps=20, learn_rates=True, bn='running')], ids=lambda s: s.method)
 def test_resuming_is_bit_identical(spec, tmp_path, monkeypatch):
-    straight, real, left = train_few(spec, tmp_path/'a'), fewruns.few_episodes, {5, 12, 13}
+    straight, real, left = train_run(spec, tmp_path/'a'), fewruns.few_episodes, {5, 12, 13}
 
     def cut(*args):
         episodes = real(*args)
@@ -325,14 +325,14 @@ def test_resuming_is_bit_identical(spec, tmp_path, monkeypatch):
         return f
     monkeypatch.setattr(fewruns, 'few_episodes', cut)
     for stop in (6, 13, 14):
-        with pytest.raises(Interrupted, match=f'after step {stop} of 20'): train_few(spec, tmp_path/'b', resume=stop > 6)
-        with pytest.raises(ValueError, match='checkpoint of an unfinished run; finish it with.*--resume'): open_few(tmp_path/'b')
-    with pytest.raises(ValueError, match='holds a run already'): train_few(spec, tmp_path/'b')
-    run = train_few(spec, tmp_path/'b', resume=True)
+        with pytest.raises(Interrupted, match=f'after step {stop} of 20'): train_run(spec, tmp_path/'b', resume=stop > 6)
+        with pytest.raises(ValueError, match='checkpoint of an unfinished run; finish it with.*--resume'): open_run(tmp_path/'b')
+    with pytest.raises(ValueError, match='holds a run already'): train_run(spec, tmp_path/'b')
+    run = train_run(spec, tmp_path/'b', resume=True)
     assert not left and same(tensors(run.model), tensors(straight.model)) and len(run.history) == 10
     assert [plain(r) for r in run.history.rows] == [plain(r) for r in straight.history.rows]
     assert names(tmp_path/'b') == ['checkpoint.safetensors', 'model.safetensors', 'run.json']
-    with pytest.raises(ValueError, match='holds another run: .*seed=0 there, 1 here'): train_few(replace(spec, seed=1), tmp_path/'b', resume=True)
+    with pytest.raises(ValueError, match='holds another run: .*seed=0 there, 1 here'): train_run(replace(spec, seed=1), tmp_path/'b', resume=True)
 
 
 def test_the_seed_decides_everything(tmp_path):
@@ -340,7 +340,7 @@ def test_the_seed_decides_everything(tmp_path):
         spec, found = spec_of(method, jitter=1., steps=2), []
         for i,seed in enumerate((0, 0, 1)):
             torch.manual_seed(i)
-            found.append(train_few(replace(spec, seed=seed), tmp_path/f'{method}{i}'))
+            found.append(train_run(replace(spec, seed=seed), tmp_path/f'{method}{i}'))
         a, b, c = (tensors(r.model) for r in found)
         assert same(a, b) and [plain(r) for r in found[0].history.rows] == [plain(r) for r in found[1].history.rows]
         assert not any(torch.equal(a[k], c[k]) for k in a if k.endswith('conv.weight'))
@@ -354,10 +354,10 @@ ROUND_TRIPS = [spec_of('mebqat-pn', options=(('per_channel', True), ('init', 'pa
 
 @pytest.mark.parametrize('spec', ROUND_TRIPS, ids=lambda s: f'{s.method}-{s.scheme}-{s.bn}-{s.adapts}-{s.design}')
 def test_saved_and_opened_again(spec, tmp_path):
-    run = train_few(replace(spec, steps=2), tmp_path/'run')
+    run = train_run(replace(spec, steps=2), tmp_path/'run')
     shutil.copy(tmp_path/'run'/'model.safetensors', tmp_path/'alone.safetensors')
     shutil.rmtree(tmp_path/'run')
-    again = open_few(tmp_path/'alone.safetensors')
+    again = open_run(tmp_path/'alone.safetensors')
     assert again.spec == run.spec and same(tensors(again.model), tensors(run.model)) and again.about == json.loads(json.dumps(run.about))
     assert again.history.rows == run.history.rows and not again.model.training
     assert {n: (m.signed, m.scheme) for n,m in bit_layers(again.model).items()} == {n: (m.signed, m.scheme) for n,m in bit_layers(run.model).items()}
@@ -371,7 +371,7 @@ def test_saved_and_opened_again(spec, tmp_path):
 def test_calibrate_measures_the_trained_network(method, tmp_path):
     "With `calibrate=False` quantizers stay as the random start had them, which is the reference's way."
     spec = spec_of(method, lr=.1)
-    runs = [tensors(train_few(replace(spec, calibrate=c), tmp_path/str(c)).model) for c in (True, False)]
+    runs = [tensors(train_run(replace(spec, calibrate=c), tmp_path/str(c)).model) for c in (True, False)]
     start = [tensors(few_network(replace(spec, calibrate=c), few_pool(spec))) for c in (True, False)]
     tables = [k for k in start[1] if k.endswith('.value')]
     for k in tables: assert torch.equal(runs[1][k], start[1][k]), k
@@ -406,7 +406,7 @@ def test_scales_that_cannot_be_folded(value, tmp_path):
     with pytest.raises(ValueError, match=f'^block3 has a batch norm scale of {value:.3g}; only positive'): fold_scales(state)
     save_whole(tmp_path/'pn.safetensors', state, {'spec': {'method': 'pn'}})
     with pytest.raises(ValueError, match=r'pn.safetensors \(pn\) cannot start fomaml: block3 has a batch norm scale'):
-        train_few(spec_of('fomaml', init=str(tmp_path/'pn.safetensors')), tmp_path/'out')
+        train_run(spec_of('fomaml', init=str(tmp_path/'pn.safetensors')), tmp_path/'out')
     assert names(tmp_path) == ['pn.safetensors']
 
 
@@ -435,7 +435,7 @@ def test_what_cannot_start_a_run(case, trained, tmp_path):
     folder = trained if options['init'] in ('pn', 'maml') else tmp_path
     save_whole(tmp_path/'other', nn.Sequential(nn.Conv2d(1, 4, 3)).state_dict(), {'spec': {'method': 'qat'}})
     (tmp_path/'text').write_text('hello')
-    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: train_few(spec_of(**options | {'init': str(folder/options['init'])}), tmp_path/'out')
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: train_run(spec_of(**options | {'init': str(folder/options['init'])}), tmp_path/'out')
     assert '\n' not in str(e.value) and not (tmp_path/'out').exists()
 
 
@@ -457,7 +457,7 @@ def test_descriptions_that_do_not_describe(case, trained, tmp_path):
     weights, about = load_whole(trained/'maml'/'model.safetensors')
     changes, text = DAMAGE[case]
     save_whole(tmp_path/'model.safetensors', weights, {k: v for k,v in (about | changes).items() if v is not ...})
-    with pytest.raises(ValueError, match=text) as e: open_few(tmp_path)
+    with pytest.raises(ValueError, match=text) as e: open_run(tmp_path)
     assert '\n' not in str(e.value) and 'model.safetensors' in str(e.value)
 
 
@@ -467,7 +467,7 @@ def test_weights_of_another_network(change, trained, tmp_path):
     if change == 'missing': del weights['block2.act_quantizer.step.log_factor' if 'block2.act_quantizer.step.log_factor' in weights else 'block2.conv.weight']
     else: weights |= {'extra': {'head.weight': torch.zeros(1)}, 'shape': {'block1.conv.weight': torch.zeros(8, 1, 3, 3)}, 'rates': {'log_rate': torch.zeros(2, 3)}}[change]
     save_whole(tmp_path/'x.safetensors', weights, about)
-    with pytest.raises(ValueError, match='x.safetensors does not describe a few-shot network of this version') as e: open_few(tmp_path/'x.safetensors')
+    with pytest.raises(ValueError, match='x.safetensors does not describe a few-shot network of this version') as e: open_run(tmp_path/'x.safetensors')
     assert '\n' not in str(e.value)
 
 
@@ -475,7 +475,7 @@ def test_truncated_files(trained, tmp_path):
     whole, file = (trained/'pn'/'model.safetensors').read_bytes(), tmp_path/'model.safetensors'
     for n in (0, 7, 8, 200, len(whole)//2, len(whole) - 1):
         file.write_bytes(whole[:n])
-        with pytest.raises(ValueError, match='is damaged or no mebqat file') as e: open_few(tmp_path)
+        with pytest.raises(ValueError, match='is damaged or no mebqat file') as e: open_run(tmp_path)
         assert '\n' not in str(e.value)
 
 
@@ -668,7 +668,7 @@ BAD = {
 @pytest.mark.parametrize('case', BAD)
 def test_runs_that_cannot_work_write_nothing(case, tmp_path):
     options, text = BAD[case]
-    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: train_few(spec_of(**options), tmp_path/'out')
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: train_run(spec_of(**options), tmp_path/'out')
     assert '\n' not in str(e.value) and not names(tmp_path)
 
 
@@ -676,25 +676,25 @@ def test_a_pool_of_one_class(tmp_path, monkeypatch):
     monkeypatch.setenv('MEBQAT_CACHE', str(tmp_path/'cache'))
     (tmp_path/'data'/'only').mkdir(parents=True)
     for i in range(6): Image.new('L', (16, 16), 40*i).save(tmp_path/'data'/'only'/f'{i}.png')
-    with pytest.raises(ValueError, match='class') as e: train_few(spec_of('mebqat-pn', data=str(tmp_path/'data')), tmp_path/'out')
+    with pytest.raises(ValueError, match='class') as e: train_run(spec_of('mebqat-pn', data=str(tmp_path/'data')), tmp_path/'out')
     assert '\n' not in str(e.value) and not (tmp_path/'out').exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 @pytest.mark.parametrize('device', ('cuda', 'abacus'))
 def test_a_device_that_is_not_there(device, tmp_path):
-    with pytest.raises(ValueError, match=f"^device '{device}' cannot be used here: ") as e: train_few(spec_of('pn'), tmp_path/'out', device=device)
+    with pytest.raises(ValueError, match=f"^device '{device}' cannot be used here: ") as e: train_run(spec_of('pn'), tmp_path/'out', device=device)
     assert '\n' not in str(e.value) and not names(tmp_path)
 
 
 def test_a_diverging_run_leaves_no_weights(tmp_path):
     with pytest.raises(FloatingPointError, match=r'at inner step \d of 2 with inner_lr=1e\+38; lower inner_lr|loss is nan at step 0 of 3') as e:
-        train_few(spec_of('fomaml-qat', inner_lr=1e38), tmp_path)
+        train_run(spec_of('fomaml-qat', inner_lr=1e38), tmp_path)
     assert '\n' not in str(e.value) and names(tmp_path) == ['run.json']
 
 
 def test_measuring_what_does_not_fit(trained):
-    run = open_few(trained/'maml')
+    run = open_run(trained/'maml')
     with pytest.raises(ValueError, match='classifies 3 ways, not 4'): run.episodes(n_way=4)
     with pytest.raises(ValueError, match='k_shot must be a whole number, 1 or more; got 0'): run.episodes(k_shot=0)
     with pytest.raises(ValueError, match=r'k_shot \+ n_query = 10 \+ 15 = 25'): run.episodes(k_shot=10)
@@ -713,10 +713,10 @@ def test_answers_do_not_depend_on_the_other_pairs():
 
 def test_other_methods_refuse_unlike_classes(tmp_path):
     "By the name of the data, before any is read; and by what a folder holds."
-    with pytest.raises(ValueError, match='omniglot is split over classes, and qat needs the same'): RunSpec('qat', bits='W2A2', data='omniglot.zip')
+    with pytest.raises(ValueError, match='omniglot is split over classes, and qat needs the same'): spec_of('qat', bits='W2A2', data='omniglot.zip')
     for split, classes in (('train', 'ab'), ('val', 'cd'), ('test', 'ef')):
         for c in classes:
             (tmp_path/'data'/split/c).mkdir(parents=True)
             for i in range(3): Image.new('L', (16, 16), 40*i).save(tmp_path/'data'/split/c/f'{i}.png')
-    with pytest.raises(ValueError, match='training and validation images of data show different classes, and float'): train_run(RunSpec('float', data=str(tmp_path/'data'), batch_size=2), tmp_path/'run')
+    with pytest.raises(ValueError, match='training and validation images of data show different classes, and float'): train_run(spec_of('float', data=str(tmp_path/'data'), batch_size=2), tmp_path/'run')
     assert not (tmp_path/'run').exists()

@@ -127,10 +127,10 @@ def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab, click
 
 
 TRAINS = '''from mebqat.explore.monitor import TrainingMonitor
-from mebqat.runs.images import RunSpec, train_run
+from mebqat.runs import spec_of, train_run
 
 monitor = TrainingMonitor('a long training')
-monitor.run(lambda on_row, stop: train_run(RunSpec('mebqat', width=4, epochs=2000), 'long', on_row=on_row, stop=stop))
+monitor.run(lambda on_row, stop: train_run(spec_of('mebqat', width=4, epochs=2000), 'long', on_row=on_row, stop=stop))
 monitor'''
 
 

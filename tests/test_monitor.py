@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from mebqat.files import load_whole
-from mebqat.runs.episodes import FewShotSpec, train_few
+from mebqat.runs import spec_of, train_run
 from mebqat.explore.monitor import STEP, TrainingMonitor, Trail
-from mebqat.runs.images import RunSpec, train_run
+from mebqat.runs import spec_of, train_run
 from mebqat.train import Interrupted
 
-SPECS = {'ordinary': (train_run, RunSpec('mebqat', width=4, epochs=3, batch_size=256, bits='W2A2 W8A8 FP')),
-         'few-shot': (train_few, FewShotSpec('mebqat-pn', glyph_classes=40, width=8, n_way=5, n_query=3, steps=12))}
+SPECS = {'ordinary': (train_run, spec_of('mebqat', width=4, epochs=3, batch_size=256, bits='W2A2 W8A8 FP')),
+         'few-shot': (train_run, spec_of('mebqat-pn', glyph_classes=40, width=8, n_way=5, n_query=3, steps=12))}
 
 
 def weights(folder): return load_whole(folder/'model.safetensors')[0]
@@ -73,7 +73,7 @@ def test_a_failure_stands_in_the_panel_and_the_thread_ends(error, said):
 
 def test_a_refused_training_says_so_in_the_panel(tmp_path):
     monitor = TrainingMonitor()
-    monitor.run(lambda on_row, stop: train_run(RunSpec('mebqat', data='nowhere.zip'), tmp_path/'run', on_row=on_row, stop=stop))
+    monitor.run(lambda on_row, stop: train_run(spec_of('mebqat', data='nowhere.zip'), tmp_path/'run', on_row=on_row, stop=stop))
     with pytest.raises((ValueError, OSError)): monitor.wait(60)
     assert monitor.value == 'failed' and 'nowhere.zip' in monitor.message and not (tmp_path/'run').exists()
 

@@ -15,7 +15,7 @@ from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
 from mebqat.fewshot.evaluate import inner_correct, proto_correct
-from mebqat.runs.episodes import open_few
+from mebqat.runs import open_run
 from mebqat.fewshot.methods import InnerSteps
 from mebqat.fewshot.ink import MOST_BYTES, from_strokes, thin
 from mebqat.layers import quantize
@@ -40,7 +40,7 @@ def test_other_images_come_in_the_form_of_the_network(tmp_path):
         for i in range(5): Image.fromarray(np.random.default_rng([c, i]).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path/'signs'/f'sign{c:02d}'/f'{i}.png')
     given = playing(data=str(tmp_path/'signs'), split='all', n_way=12, n_query=2)
     assert given['episodes'][0].support.shape == (12, 1, 28, 28) and given['answer'](given['episodes'][0], LOW).predicted.shape == (24,)
-    ours, theirs = playing(n_way=6, n_query=3)['episodes'][7], open_few(shipped('omniglot_mebqat_pn.safetensors')).episodes(n_way=6, k_shot=1, n_query=3, data='glyphs')[7]
+    ours, theirs = playing(n_way=6, n_query=3)['episodes'][7], open_run(shipped('omniglot_mebqat_pn.safetensors')).episodes(n_way=6, k_shot=1, n_query=3, data='glyphs')[7]
     assert torch.equal(ours.support, theirs.support) and torch.equal(ours.query, theirs.query)
 
 
@@ -73,7 +73,7 @@ def predicted(play):
 
 
 def test_answers_are_the_librarys_at_every_pair(ready):
-    model = open_few(shipped('omniglot_mebqat_pn.safetensors')).model
+    model = open_run(shipped('omniglot_mebqat_pn.safetensors')).model
     for i in (0, 2):
         e = ready['episodes'][i]
         theirs = proto_correct(model, e, BitSpace.parse('W2A2 W2A8 W8A2 W4A4 FP'))

@@ -21,7 +21,7 @@ from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import (BitwidthTraining, Step, adabits, any_precision, average_gradients, float_training, mebqat, qat,
                             soft_cross_entropy)
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
-from mebqat.runs.images import RunSpec, open_run, train_run
+from mebqat.runs import open_run, spec_of, train_run
 from mebqat.train import (Batches, History, Interrupted, TrainConfig, fit, generator_for, gentle_interrupt,
                           make_optimizer, seed_for)
 
@@ -129,7 +129,7 @@ START = network()
 
 def test_a_seed_decides_and_another_seed_decides_otherwise(tmp_path):
     common = dict(method='mebqat', width=4, epochs=.5, batch_size=256, bits='W2A2 W4A4 FP')
-    runs = {name: train_run(RunSpec(seed=seed, **common), tmp_path/name) for name,seed in (('a', 0), ('b', 0), ('c', 1))}
+    runs = {name: train_run(spec_of(seed=seed, **common), tmp_path/name) for name,seed in (('a', 0), ('b', 0), ('c', 1))}
     a, b, c = (weights(r.model) for r in runs.values())
     assert same(a, b) and a.keys() == c.keys() and not torch.equal(a['block2.conv.weight'], c['block2.conv.weight'])
     assert same(weights(open_run(tmp_path/'a').model), a)
@@ -167,7 +167,7 @@ def command(out, *more):
             '--optimizer', 'adam', '--lr', '.003', '--bits', 'W2A2 W4A4 FP', '--seed', '3', '--augment', '--no-compile', *more]
 
 
-SPEC = RunSpec('mebqat', width=4, epochs=5, batch_size=32, optimizer='adam', lr=.003, bits='W2A2 W4A4 FP', seed=3, augment=True)
+SPEC = spec_of('mebqat', width=4, epochs=5, batch_size=32, optimizer='adam', lr=.003, bits='W2A2 W4A4 FP', seed=3, augment=True)
 
 
 @contextmanager
@@ -661,7 +661,7 @@ def fill(folder, leave=0):
 
 
 def test_a_really_full_disk_on_the_way(small_disk):
-    out, spec = small_disk/'run', RunSpec('qat', bits='W4A4', width=4, epochs=3, batch_size=256)
+    out, spec = small_disk/'run', spec_of('qat', bits='W4A4', width=4, epochs=3, batch_size=256)
     with pytest.raises(OSError, match='could not write .*checkpoint.safetensors.*nothing was changed'):
         train_run(spec, out, on_row=lambda h: fill(small_disk, 4096))
     assert leftovers(out) == ['checkpoint.safetensors', 'run.json']
@@ -754,7 +754,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, monkeypatch):
 
 # A run folder
 
-TINY = RunSpec('qat', bits='W4A4', width=4, epochs=.5, batch_size=256)
+TINY = spec_of('qat', bits='W4A4', width=4, epochs=.5, batch_size=256)
 
 
 def test_a_run_folder_belongs_to_one_description(tmp_path):

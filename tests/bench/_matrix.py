@@ -12,7 +12,7 @@ import torch
 
 import mebqat
 from mebqat.fewshot.evaluate import EpisodeScores
-from mebqat.runs.episodes import open_few, train_few
+from mebqat.runs import open_run, train_run
 
 
 class Matrix:
@@ -33,9 +33,9 @@ class Matrix:
         "Train, continue or keep a run."
         if name not in self.specs: return self.make(name)
         out = self.a.out/name
-        if (out/'model.safetensors').exists(): return open_few(out)
+        if (out/'model.safetensors').exists(): return open_run(out)
         start = time.time()
-        run = train_few(self.specs[name], out, resume=True, device=self.a.device, on_row=lambda h: print(name, {k: round(v, 4) for k,v in h.rows[-1].items()}, flush=True))
+        run = train_run(self.specs[name], out, resume=True, device=self.a.device, on_row=lambda h: print(name, {k: round(v, 4) for k,v in h.rows[-1].items()}, flush=True))
         print(f'{name}: {time.time() - start:.0f} s', flush=True)
         return run
 

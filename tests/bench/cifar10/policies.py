@@ -57,7 +57,7 @@ SEARCHES = ('genetic', 'random', 'greedy', 'exact', 'uniform')
 TINY = dict(data='digits', val=200, width=4, epochs_start=2, epochs=2, batch=64, widths=[2, 3, 8], images=100, bn_images=50, evaluations=20)
 
 
-def spell(bits): return {n: str(b) for n,b in bits.items()} if isinstance(bits, Policy) else bits and str(bits)
+def to_text(bits): return {n: str(b) for n,b in bits.items()} if isinstance(bits, Policy) else bits and str(bits)
 def read(bits): return Policy({n: Bits.parse(b) for n,b in bits.items()}) if isinstance(bits, dict) else bits and Bits.parse(bits)
 
 
@@ -203,7 +203,7 @@ class Experiment:
         method = Counted(plan.method(model))
         batches = Batches(self.pool('train'), self.a.batch, self.a.seed, augment, self.a.device)
         history = fit(model, method, batches, config, file.parent, resume=True, desc=name, on_row=lambda h: print(name, {k: round(v, 4) for k,v in h.rows[-1].items()}, flush=True))
-        about = {'bits': spell(getattr(method.method, 'bits', plan.bits)), 'config': asdict(config), 'forward passes': method.forwards, 'backward passes': method.backwards,
+        about = {'bits': to_text(getattr(method.method, 'bits', plan.bits)), 'config': asdict(config), 'forward passes': method.forwards, 'backward passes': method.backwards,
                  'seconds': sum(r['seconds'] for r in history.rows), 'learned': method.found()}
         save_whole(file, model.state_dict(), about)
 
@@ -224,7 +224,7 @@ class Experiment:
 
     def point(self, model, bits):
         cost = self.costs.at(bits or FP)
-        return {**self.accuracy(model, bits, 'test'), 'bytes': cost.weight_bytes, 'bitops': cost.bitops, 'bits': spell(bits or FP)}
+        return {**self.accuracy(model, bits, 'test'), 'bytes': cost.weight_bytes, 'bitops': cost.bitops, 'bits': to_text(bits or FP)}
 
     def before(self, name): return (plan := self.plan(name)).passes + (self.before(plan.after) if plan.after else 0)
 

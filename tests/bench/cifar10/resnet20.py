@@ -17,7 +17,7 @@ import mebqat
 from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
 from mebqat.evaluate import correct, sweep
-from mebqat.runs.images import RunSpec, method_of, open_run, train_run
+from mebqat.runs.images import spec_of, method_of, open_run, train_run
 from mebqat.surface import wilson
 
 DIAGONAL = BitSpace([Bits(b, b) for b in (2, 3, 4, 6, 8)] + [FP])
@@ -27,14 +27,14 @@ WIDE = BitSpace([*BitSpace.grid((2, 3, 4, 8), (2, 3, 4, 8)), Bits(6, 6), FP])
 def specs(a, scheme):
     "The runs of one scheme, most telling first."
     common = dict(data=a.data, model='resnet20', val=5000, augment=True, batch_size=128, seed=a.seed, scheme=scheme, epochs=a.epochs, lr=a.lr, init=str(a.out/'float'))
-    yield 'qat-W2A2', RunSpec('qat', bits='W2A2', **common)
-    yield 'mebqat', RunSpec('mebqat', **common)
-    yield 'ptq', RunSpec('ptq', **{**common, 'init': str(a.out/'float-more')})
-    yield 'qat-W4A4', RunSpec('qat', bits='W4A4', **common)
-    yield 'qat-W8A8', RunSpec('qat', bits='W8A8', **common)
-    yield 'adabits', RunSpec('adabits', **common)
-    yield 'any-precision', RunSpec('any-precision', **common)
-    if scheme == 'lsq': yield 'mebqat-W2A2', RunSpec('mebqat', guaranteed='W2A2', **common)
+    yield 'qat-W2A2', spec_of('qat', bits='W2A2', **common)
+    yield 'mebqat', spec_of('mebqat', **common)
+    yield 'ptq', spec_of('ptq', **{**common, 'init': str(a.out/'float-more')})
+    yield 'qat-W4A4', spec_of('qat', bits='W4A4', **common)
+    yield 'qat-W8A8', spec_of('qat', bits='W8A8', **common)
+    yield 'adabits', spec_of('adabits', **common)
+    yield 'any-precision', spec_of('any-precision', **common)
+    if scheme == 'lsq': yield 'mebqat-W2A2', spec_of('mebqat', guaranteed='W2A2', **common)
 
 
 def train(spec, out):
@@ -105,8 +105,8 @@ def main():
     if a.collect: return collect(a)
     pools = {s: load(a.data, s, val=5000) for s in ('train', 'test')}
     common = dict(data=a.data, model='resnet20', val=5000, augment=True, batch_size=128, seed=a.seed)
-    train(RunSpec('float', epochs=a.pretrain, lr=0.1, **common), a.out/'float')
-    train(RunSpec('float', epochs=a.epochs, lr=a.lr, init=str(a.out/'float'), **common), a.out/'float-more')
+    train(spec_of('float', epochs=a.pretrain, lr=0.1, **common), a.out/'float')
+    train(spec_of('float', epochs=a.epochs, lr=a.lr, init=str(a.out/'float'), **common), a.out/'float-more')
     for scheme in a.schemes:
         for name,spec in specs(a, scheme):
             if a.only in (None, name): measure(train(spec, a.out/f'{scheme}-{name}'), a.out/f'{scheme}-{name}', pools)

@@ -11,7 +11,7 @@ from pathlib import Path
 from mebqat.bits import BitSpace
 from mebqat.data import load
 from mebqat.figures.predictions import explore, save_explorations
-from mebqat.runs.images import RunSpec, open_run, train_run
+from mebqat.runs import open_run, spec_of, train_run
 
 GRID = BitSpace.grid(range(2, 9), range(2, 9), full=True)
 COMMON = dict(data='digits', model='small_cnn', width=8, skip='none', batch_size=32, seed=0)
@@ -21,8 +21,8 @@ NAMES = {'MEBQAT': 'mebqat', 'AdaBits': 'adabits', 'Post-training quantization':
 def specs(out, epochs):
     "Runs by folder name; the float network comes first, as one starts from it."
     common = COMMON | dict(epochs=epochs)
-    return {'float': RunSpec('float', **common), 'mebqat': RunSpec('mebqat', **common),
-            'adabits': RunSpec('adabits', bits='W2A2 W4A4 W8A8 FP', **common), 'ptq': RunSpec('ptq', init=str(out/'float'), **common)}
+    return {'float': spec_of('float', **common), 'mebqat': spec_of('mebqat', **common),
+            'adabits': spec_of('adabits', bits='W2A2 W4A4 W8A8 FP', **common), 'ptq': spec_of('ptq', init=str(out/'float'), **common)}
 
 
 def trained(spec, folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _matrix import Matrix, arguments
 from mebqat.bits import Bits, BitSpace
-from mebqat.runs.episodes import FewShotSpec, few_pool
+from mebqat.runs.episodes import spec_of, few_pool
 
 PAIRS = BitSpace.parse('W2A2 FP')
 QAT = ('W2A2',)
@@ -27,13 +27,13 @@ class MiniImageNet(Matrix):
         a = self.a
         episodes = dict(data='mini_imagenet', n_way=20, k_shot=1, n_query=4, test_way=5, turns=True, jitter=a.jitter, seed=a.seed)
         more = dict(init=str(a.out/'start'), lr=1e-3, **episodes)
-        yield 'start', FewShotSpec('pn', steps=a.start, n_tasks=1, **episodes)
-        yield 'inner', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=4, **more)
-        yield 'both', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=4, design='both', **more)
-        yield 'single', FewShotSpec('mebqat-pn', steps=a.passes, n_tasks=1, **more)
-        yield 'single-as-many-steps', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=1, **more)
-        for b in QAT: yield f'pn-qat-{b}', FewShotSpec('pn-qat', bits=b, steps=a.passes, n_tasks=1, **more)
-        yield 'pn', FewShotSpec('pn', steps=a.passes, n_tasks=1, **more)
+        yield 'start', spec_of('pn', steps=a.start, n_tasks=1, **episodes)
+        yield 'inner', spec_of('mebqat-pn', steps=a.passes//4, n_tasks=4, **more)
+        yield 'both', spec_of('mebqat-pn', steps=a.passes//4, n_tasks=4, design='both', **more)
+        yield 'single', spec_of('mebqat-pn', steps=a.passes, n_tasks=1, **more)
+        yield 'single-as-many-steps', spec_of('mebqat-pn', steps=a.passes//4, n_tasks=1, **more)
+        for b in QAT: yield f'pn-qat-{b}', spec_of('pn-qat', bits=b, steps=a.passes, n_tasks=1, **more)
+        yield 'pn', spec_of('pn', steps=a.passes, n_tasks=1, **more)
 
     def pairs(self, name): return BitSpace([Bits.parse(name.rpartition('-')[2])]) if '-qat-' in name else PAIRS
 

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _matrix import Matrix, arguments
 from mebqat.bits import Bits, BitSpace
-from mebqat.runs.episodes import FewShotSpec, few_network, few_pool
+from mebqat.runs.episodes import spec_of, few_network, few_pool
 
 SIX = BitSpace.parse('W2A2 W2A8 W8A3 W4A4 W8A8 FP')
 MAML_PAIRS = BitSpace.parse('W2A2 W3A8 W4A4 W8A8 FP')
@@ -38,16 +38,16 @@ class Omniglot(Matrix):
         inner = dict(n_way=20, k_shot=1, n_query=5, n_tasks=4, steps=a.maml, lr=1e-3 if a.raw else 2e-4, inner_steps=5, inner_lr=0.2 if a.raw == 'features' else 3.,
                      adapts='head', center=a.raw != 'features', temperature=1. if a.raw else 0.25, second_order=True, learn_rates=True, **data)
         def after(name): return dict(init=str(a.out/('start' if a.raw else name)), **inner)
-        yield 'start', FewShotSpec('pn', steps=a.start, n_tasks=1, lr=2e-3, **proto)
-        yield 'mebqat-pn', FewShotSpec('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', **more)
-        yield 'mebqat-pn-inner', FewShotSpec('mebqat-pn', steps=a.passes//4, n_tasks=4, guaranteed='W2A2', **more)
-        yield 'mebqat-pn-taught', FewShotSpec('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', distill=True, **more)
-        yield 'pn', FewShotSpec('pn', steps=a.passes, n_tasks=1, **more)
-        for b in DEDICATED: yield f'pn-qat-{b}', FewShotSpec('pn-qat', bits=b, steps=a.passes, n_tasks=1, **more)
+        yield 'start', spec_of('pn', steps=a.start, n_tasks=1, lr=2e-3, **proto)
+        yield 'mebqat-pn', spec_of('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', **more)
+        yield 'mebqat-pn-inner', spec_of('mebqat-pn', steps=a.passes//4, n_tasks=4, guaranteed='W2A2', **more)
+        yield 'mebqat-pn-taught', spec_of('mebqat-pn', steps=a.passes//2, n_tasks=2, design='both', guaranteed='W2A2', distill=True, **more)
+        yield 'pn', spec_of('pn', steps=a.passes, n_tasks=1, **more)
+        for b in DEDICATED: yield f'pn-qat-{b}', spec_of('pn-qat', bits=b, steps=a.passes, n_tasks=1, **more)
         if not a.maml: return
-        yield 'mebqat-maml', FewShotSpec('mebqat-maml', guaranteed='W2A2', **after('mebqat-pn'))
-        yield 'maml', FewShotSpec('fomaml', **after('pn'))
-        yield 'maml-qat-W3A8', FewShotSpec('fomaml-qat', bits='W3A8', **after('pn-qat-W3A8'))
+        yield 'mebqat-maml', spec_of('mebqat-maml', guaranteed='W2A2', **after('mebqat-pn'))
+        yield 'maml', spec_of('fomaml', **after('pn'))
+        yield 'maml-qat-W3A8', spec_of('fomaml-qat', bits='W3A8', **after('pn-qat-W3A8'))
 
     def pairs(self, name):
         if '-qat-' in name: return BitSpace([Bits.parse(name.rpartition('-')[2])])

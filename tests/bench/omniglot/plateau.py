@@ -19,7 +19,7 @@ from mebqat.cli import open_scores
 from mebqat.episodes import Episodes
 from mebqat.fewshot.evaluate import sweep_episodes
 from mebqat.files import write_text
-from mebqat.runs.episodes import few_network, few_pool, open_few
+from mebqat.runs.episodes import few_network, few_pool, open_run
 
 RATES, CENTERED, EPISODES, RESULTS = (0.01, 0.02, 0.04, 0.1, 0.2), (0.1, 0.3, 1., 3., 10.), 30, Path('data/results/omniglot_maml_plateau.json')
 
@@ -56,7 +56,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     files = {n: a.out/n for n in ('mebqat-maml', 'maml', 'maml-qat-W3A8')} | {'mebqat-maml, centered': a.unsure/'mebqat-maml'}
-    runs, rows = {n: open_few(f) for n,f in files.items()}, []
+    runs, rows = {n: open_run(f) for n,f in files.items()}, []
     for name,run in runs.items():
         keep = lambda r: {k: (v if isinstance(v, int) else round(v, 4)) for k,v in r.items() if k == 'step' or k.startswith('val')}
         test = {str(b): [q.accuracy, q.low, q.high] for b,q in open_scores(files[name]/'1-shot.safetensors').surface().points.items()}
