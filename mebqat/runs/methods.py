@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PAIRS', 'METHODS', 'Setup', 'Method', 'register', 'names', 'having', 'find', 'options_of', 'FloatOptions',
            'PTQOptions', 'QATOptions', 'AdaBitsOptions', 'AnyPrecisionOptions', 'MEBQATOptions', 'MetaQuantNetOptions',
-           'LearnedBits', 'AdaQATOptions', 'FracBitsOptions', 'Prototypical', 'InnerLoop', 'InFull', 'AtOnePair',
-           'OverBits', 'PNOptions', 'PNQATOptions', 'MEBQATPNOptions', 'FOMAMLOptions', 'FOMAMLQATOptions',
-           'MEBQATMAMLOptions']
+           'DoubleRoundingOptions', 'LearnedBits', 'AdaQATOptions', 'FracBitsOptions', 'Prototypical', 'InnerLoop',
+           'InFull', 'AtOnePair', 'OverBits', 'PNOptions', 'PNQATOptions', 'MEBQATPNOptions', 'FOMAMLOptions',
+           'FOMAMLQATOptions', 'MEBQATMAMLOptions']
 
 # %% ../../nbs/runs/01_methods.ipynb #826fbd70
 import json
@@ -34,7 +34,7 @@ class Setup:
     shape: tuple               # Of an image, [C, H, W]
     float_network: Callable    # Makes the float network that the run started from
 
-# %% ../../nbs/runs/01_methods.ipynb #02052519
+# %% ../../nbs/runs/01_methods.ipynb #f330327d
 @dataclass(frozen=True)
 class Method(Concern):
     "A training method and the options that only it has; `register` gives it name and sentence."
@@ -76,7 +76,7 @@ class Method(Concern):
         found = (episodes if cls.trains_on == 'episodes' else images) | {'options': cls}
         return found if cls.quantizes else found | {'quantization': NoQuantization}
 
-# %% ../../nbs/runs/01_methods.ipynb #0610f17b
+# %% ../../nbs/runs/01_methods.ipynb #e7ff4bac
 METHODS = {}  # every method by its name, in the order of their registration
 
 
@@ -124,7 +124,7 @@ def options_of(
     "Every option of a method's runs."
     return {k: f for concern in find(name).concerns().values() for k,f in options_in(concern).items()}
 
-# %% ../../nbs/runs/01_methods.ipynb #539eeba0
+# %% ../../nbs/runs/01_methods.ipynb #b4d35681
 @register('float', 'full precision')
 @dataclass(frozen=True)
 class FloatOptions(Method):
@@ -187,7 +187,7 @@ class QATOptions(Method):
         from mebqat.methods import qat
         return qat(self.fixed_setting(setup.spec, {}))
 
-# %% ../../nbs/runs/01_methods.ipynb #80b95fbb
+# %% ../../nbs/runs/01_methods.ipynb #1f7c02f9
 @register('adabits', 'a list of pairs, all in every step')
 @dataclass(frozen=True)
 class AdaBitsOptions(Method):
@@ -227,7 +227,7 @@ class MEBQATOptions(Method):
         extra = BitSpace.parse(self.guaranteed).pairs if self.guaranteed else [one]*(one in space)
         return mebqat(space, self.n_tasks, dict.fromkeys([FP, *extra]))
 
-# %% ../../nbs/runs/01_methods.ipynb #a01d5b14
+# %% ../../nbs/runs/01_methods.ipynb #41b336a4
 @register('metaquantnet', 'weights generated for any policy')
 @dataclass(frozen=True)
 class MetaQuantNetOptions(Method):
@@ -258,7 +258,33 @@ class MetaQuantNetOptions(Method):
         from mebqat.mixed.metaquantnet import metaquantnet, policies_of
         return metaquantnet(policies_of(setup.model, *self.widths(setup.spec)), setup.float_network())
 
-# %% ../../nbs/runs/01_methods.ipynb #435ac5fe
+# %% ../../nbs/runs/01_methods.ipynb #50339338
+@register('double-rounding', 'a list of pairs, all rounded from one stored integer')
+@dataclass(frozen=True)
+class DoubleRoundingOptions(AdaBitsOptions):
+    "Double Rounding (Huang et al.)."
+    usual_bits: ClassVar[str] = 'W2A2 W4A4 W6A6 W8A8'
+    bits: str = option('', PAIRS, 'W2A2 W4A4 W6A6 W8A8')
+    master: int = option(8, 'Bits of the stored integers')
+
+    def check(self, spec): self._method(spec)
+
+    def _method(self, spec):
+        from mebqat.mixed.double_rounding import double_rounding
+        return double_rounding(spec.space(), self.master)
+
+    def prepare(self, spec, model):
+        from mebqat.mixed.double_rounding import round_twice
+        round_twice(model, self.master)
+
+    def build(self, setup): return self._method(setup.spec)
+
+    def finish(self, spec, model, example, method):
+        from mebqat.mixed.double_rounding import store_integers
+        store_integers(model)
+        return {}
+
+# %% ../../nbs/runs/01_methods.ipynb #f96984b2
 @dataclass(frozen=True)
 class LearnedBits(Method):
     "What AdaQAT and FracBits share."
@@ -344,7 +370,7 @@ class FracBitsOptions(LearnedBits):
             raise ValueError(f'fracbits starts at one real width, such as 4.5; got start={start!r}') from None
         return FracBits(steps, target, costs, measure, start=width, **options)
 
-# %% ../../nbs/runs/01_methods.ipynb #c883fcf7
+# %% ../../nbs/runs/01_methods.ipynb #2806303d
 @dataclass(frozen=True)
 class Prototypical(Method):
     "Episodes learned by prototypes (Snell et al.)."
@@ -397,7 +423,7 @@ class InnerLoop(Method):
         if self.learn_rates:
             learn_rates(model, adaptable(model, self.adapts.split()), self.inner_steps, self.inner_lr)
 
-# %% ../../nbs/runs/01_methods.ipynb #539bbf08
+# %% ../../nbs/runs/01_methods.ipynb #8f96b809
 @dataclass(frozen=True)
 class InFull(Method):
     "Few-shot training in full precision, quantized afterwards (PTQ)."
