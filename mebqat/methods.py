@@ -88,7 +88,7 @@ def _rescale_rows(layer:Quantized, pairs:list[Bits]):
 # %% ../nbs/16_methods.ipynb #f9d2a75b
 @dataclass(frozen=True)
 class Step:
-    "What one training step saw."
+    "What one training step did."
     loss: float                    # Mean loss over the step's tasks
     accuracy: float                # Mean training accuracy over the step's tasks
     pairs: tuple[Bits|Policy, ...] # The pairs that were trained
@@ -128,9 +128,9 @@ class BitwidthTraining:
             with use_bits(model, bits) if has_bits else nullcontext():
                 logits = logits_of(model(x))
                 counts = check_labels(logits, y)
-                taught = teacher is not None and not bits.is_full
-                loss = F.cross_entropy(logits, y, ignore_index=IGNORED) if self.labels or not taught else 0
-                if taught: loss = loss + soft_cross_entropy(logits[counts], teacher[counts])
+                has_teacher = teacher is not None and not bits.is_full
+                loss = F.cross_entropy(logits, y, ignore_index=IGNORED) if self.labels or not has_teacher else 0
+                if has_teacher: loss = loss + soft_cross_entropy(logits[counts], teacher[counts])
                 loss.backward()
             yield loss.detach(), (logits.detach().argmax(1) == y)[counts].float().mean()
             if self.teacher == 'previous' or (self.teacher == 'full' and bits.is_full): teacher = logits.detach()
@@ -158,7 +158,7 @@ def mebqat(
     n_tasks:int=4,                      # Tasks a step, guaranteed ones included
     guaranteed:Iterable[Bits]=(FP,),    # Tasks of every step; full precision first, it teaches
     distill:bool=True,                  # Does full precision teach the others?
-) -> BitwidthTraining:                         # The method
+) -> BitwidthTraining:                 # The method
     "MEBQAT for bitwidths (Youn et al.): mean gradient over a few sampled bitwidth tasks, full precision teaches."
     guaranteed = tuple(guaranteed)
     if n_tasks < len(guaranteed):
@@ -179,21 +179,21 @@ def float_training() -> BitwidthTraining: # The method
 
 
 def qat(
-    bits:Bits|Policy, # The one pair, or a pair per layer
-) -> BitwidthTraining: # The method
+    bits:Bits|Policy,   # The one pair, or a pair per layer
+) -> BitwidthTraining:  # The method
     "Dedicated quantization-aware training at one setting."
     return BitwidthTraining(f'qat-{bits}' if isinstance(bits, Bits) else 'qat-policy', (bits,))
 
 
 def adabits(
     pairs:Iterable[Bits], # The list that every step walks through
-) -> BitwidthTraining:           # The method
+) -> BitwidthTraining:   # The method
     "AdaBits (Jin et al.): every pair at every step, labels only."
     return BitwidthTraining('adabits', _widest_first(pairs))
 
 
 def any_precision(
     pairs:Iterable[Bits], # The list; full precision is put first if it is missing
-) -> BitwidthTraining:           # The method
+) -> BitwidthTraining:   # The method
     "Any-Precision (Yu et al.): every pair, the most bit operations first, each taught by the one before it."
     return BitwidthTraining('any-precision', _widest_first({FP, *pairs}), teacher='previous', labels=False)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batches', 'batch_function', 'TrainConfig', 'make_optimizer', 'History', 'Interrupted', 'gentle_interrupt',
-           'Checkpoint', 'progress', 'compile_with_progress', 'fit']
+           'Checkpoint', 'Watcher', 'progress', 'compile_with_progress', 'fit']
 
 # %% ../nbs/17_train.ipynb #ad230f02
 import json
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -39,14 +39,18 @@ class Batches:
         device:str|torch.device='cpu', # Where the batches go
     ):
         pool = pool_of(data)
-        if not 0 < batch_size <= len(pool): raise ValueError(f'batch_size must be 1 to {len(pool)}, the number of images; got {batch_size}')
+        if not 0 < batch_size <= len(pool):
+            raise ValueError(f'batch_size must be 1 to {len(pool)}, the number of images; got {batch_size}')
         self.pool, self.batch_size, self.seed, self.augment, self.device = pool, batch_size, seed, augment, device
-        self.per_epoch, self._order = len(pool)//batch_size, (None, None)
+        self.per_epoch = len(pool)//batch_size
+        self._epoch = self._order = None
 
     def __call__(self, step:int) -> tuple[Tensor, Tensor]:
         epoch, i = divmod(step, self.per_epoch)
-        if self._order[0] != epoch: self._order = epoch, torch.randperm(len(self.pool), generator=generator_for(self.seed, 'order', epoch))
-        x, y = self.pool.batch(self._order[1][i*self.batch_size:(i + 1)*self.batch_size])
+        if self._epoch != epoch:
+            self._order = torch.randperm(len(self.pool), generator=generator_for(self.seed, 'order', epoch))
+            self._epoch = epoch
+        x, y = self.pool.batch(self._order[i*self.batch_size:(i + 1)*self.batch_size])
         if self.augment: x = self.augment(x, generator_for(self.seed, 'augment', step))
         return x.to(self.device), y.to(self.device)
 
@@ -94,18 +98,26 @@ class TrainConfig:
     def __post_init__(self):
         if self.steps < 1: raise ValueError(f'steps must be at least 1, got {self.steps}')
         if not 0 < self.lr < math.inf: raise ValueError(f'lr must be positive, got {self.lr}')
-        if not 0 <= self.weight_decay < math.inf: raise ValueError(f'weight_decay must be 0 or more, got {self.weight_decay}')
-        if self.optimizer not in ('sgd', 'adam', 'adamw'): raise ValueError(f'optimizer must be sgd, adam or adamw; got {self.optimizer!r}')
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f'weight_decay must be 0 or more, got {self.weight_decay}')
+        if self.optimizer not in ('sgd', 'adam', 'adamw'):
+            raise ValueError(f'optimizer must be sgd, adam or adamw; got {self.optimizer!r}')
         if not 0 <= self.warmup <= self.steps:
             raise ValueError(f'warmup must be 0 to {self.steps}, the number of steps; got {self.warmup}')
-        if self.schedule not in ('cosine', 'constant', 'step'): raise ValueError(f'schedule must be cosine, constant or step; got {self.schedule!r}')
+        if self.schedule not in ('cosine', 'constant', 'step'):
+            raise ValueError(f'schedule must be cosine, constant or step; got {self.schedule!r}')
 
     def lr_at(self, step:int) -> float:
         "Learning rate of a step."
         if step < self.warmup: return self.lr*(step + 1)/self.warmup
-        if self.schedule == 'cosine': return self.lr*0.5*(1 + math.cos(math.pi*(step - self.warmup)/max(self.steps - self.warmup, 1)))
+        if self.schedule == 'cosine':
+            return self.lr*0.5*(1 + math.cos(math.pi*(step - self.warmup)/max(self.steps - self.warmup, 1)))
         if self.schedule == 'step': return self.lr*0.1**sum(step >= m for m in self.milestones)
         return self.lr
+
+    def validates(self, step:int) -> bool:
+        "Is there a validation after `step` steps?"
+        return step == self.steps or bool(self.epoch_steps) and step % self.epoch_steps == 0
 
 # %% ../nbs/17_train.ipynb #5a10151f
 def make_optimizer(
@@ -127,7 +139,8 @@ def _pack(model, optimizer):
     tensors = {f'model.{k}': v for k,v in model.state_dict().items()}
     state = optimizer.state_dict()
     for i,slots in state['state'].items():
-        tensors |= {f'optimizer.{i}.{k}': v if isinstance(v, Tensor) else torch.tensor(v) for k,v in slots.items() if v is not None}
+        known = {k: v for k,v in slots.items() if v is not None}
+        tensors |= {f'optimizer.{i}.{k}': v if isinstance(v, Tensor) else torch.tensor(v) for k,v in known.items()}
     return tensors
 
 
@@ -151,6 +164,9 @@ class History:
 
     def __len__(self): return len(self.rows)
 
+    @property
+    def seconds(self) -> float: return self.rows[-1]['seconds'] if self.rows else 0  # of training, up to the last row
+
     def to_frame(self):
         "The rows as a pandas DataFrame."
         import pandas as pd
@@ -164,12 +180,27 @@ class History:
         frame = self.to_frame()
         fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
         fig.add_scatter(x=frame.step, y=frame.loss, name='training loss', mode='lines+markers', row=1, col=1)
-        for name in [c for c in frame if c not in ('step', 'loss', 'lr', 'seconds') and not c.endswith(' bits') and not c.startswith('clipped ')]:
+        others = 'step', 'loss', 'lr', 'seconds'
+        accuracies = [c for c in frame if c not in others and not c.endswith(' bits') and not c.startswith('clipped ')]
+        for name in accuracies:
             fig.add_scatter(x=frame.step, y=frame[name], name=name, mode='lines+markers', row=1, col=2)
         fig.update_xaxes(title_text='step')
         fig.update_yaxes(title_text='loss', row=1, col=1)
         fig.update_yaxes(title_text='accuracy', range=[0, 1], row=1, col=2)
         return fig.update_layout(height=340, legend_orientation='h', legend_y=-0.25)
+
+# %% ../nbs/17_train.ipynb #7d8f28ad
+@dataclass
+class _Sums:
+    "Loss and accuracy of the steps since the last row."
+    loss: float = 0.0      # Summed over steps
+    accuracy: float = 0.0  # Likewise
+    steps: int = 0         # How many
+
+    def add(self, step): # A method's `Step`
+        self.loss, self.accuracy, self.steps = self.loss + step.loss, self.accuracy + step.accuracy, self.steps + 1
+
+    def means(self) -> dict[str, float]: return {'loss': self.loss/self.steps, 'accuracy': self.accuracy/self.steps}
 
 # %% ../nbs/17_train.ipynb #70eb3f0e
 class Interrupted(KeyboardInterrupt):
@@ -198,43 +229,83 @@ class Checkpoint:
         model:nn.Module,      # What to keep
         optimizer:torch.optim.Optimizer, # And its optimizer
         config:TrainConfig,   # Must match a resumed checkpoint
-        method:Callable|None=None, # Its memory is kept too if it has one: `state_dict()` fit for JSON, and `load_state_dict`
+        method:Callable|None=None, # Its memory is kept too if it has `load_state_dict`, and `state_dict()` fit for JSON
     ):
         self.file = Path(out)/'checkpoint.safetensors' if out is not None else None
         self.model, self.optimizer, self.config, self.saved = model, optimizer, config, time.time()
         self.method = method if hasattr(method, 'load_state_dict') else None
         self.spent = 0.0  # seconds since the last row, before the start
 
-    def hint(self) -> str: return f' (the last good checkpoint is in {self.file.parent})' if self.file and self.file.exists() else ''
-    def due(self) -> bool: return self.file is not None and time.time() - self.saved > 60*self.config.checkpoint_minutes
+    def hint(self) -> str: # For an error's end: where the last good checkpoint is
+        saved = self.file is not None and self.file.exists()
+        return f' (the last good checkpoint is in {self.file.parent})' if saved else ''
 
-    def save(self, step:int, history:'History', sums:list[float], spent:float=0.0):
+    def due(self) -> bool: # Has it been long enough?
+        return self.file is not None and time.time() - self.saved > 60*self.config.checkpoint_minutes
+
+    def save(self, step:int, history:History, sums:_Sums, spent:float=0.0):
         "Write the checkpoint after `step` steps; FloatingPointError, and no change, if a weight is not finite."
         if bad := [n for n,p in self.model.named_parameters() if not p.isfinite().all()]:
-            raise FloatingPointError(f'{bad[0]} is not finite after step {step}; lower the learning rate (the checkpoint before it is kept)')
+            raise FloatingPointError(f'{bad[0]} is not finite after step {step}; lower the learning rate '
+                                     f'(the checkpoint before it is kept)')
         if self.file is None: return
-        memory = {'method': self.method.state_dict()} if self.method else {}
-        save_whole(self.file, _pack(self.model, self.optimizer), {'step': step, 'config': asdict(self.config), 'history': history.rows, 'sums': sums, 'spent': spent} | memory)
+        about = {'step': step, 'config': asdict(self.config), 'history': history.rows}
+        about |= {'sums': astuple(sums), 'spent': spent}
+        if self.method: about['method'] = self.method.state_dict()
+        save_whole(self.file, _pack(self.model, self.optimizer), about)
         self.saved = time.time()
 
-    def start(self, resume:bool) -> tuple[int, 'History', list[float]]:
+    def start(self, resume:bool) -> tuple[int, History, _Sums]:
         "Where to begin: step, history and running sums; ValueError for a folder that holds another run."
-        if self.file is None or not self.file.exists(): return 0, History(), [0.0, 0.0, 0]
-        folder = self.file.parent
-        if not resume: raise ValueError(f'{folder} holds a run already; go on with resume (--resume), or choose another folder')
+        if self.file is None or not self.file.exists(): return 0, History(), _Sums()
+        if not resume:
+            raise ValueError(f'{self.file.parent} holds a run already; go on with resume (--resume), or choose another '
+                             f'folder')
         tensors, about = load_whole(self.file)
-        if missing := {'step', 'config', 'history', 'sums'} - about.keys(): raise ValueError(f'{self.file} is no checkpoint: it has no {sorted(missing)[0]}')
-        mine, theirs = json.loads(json.dumps(asdict(self.config))), about['config']
-        if differ := [f'{k}={theirs.get(k)} there, {mine.get(k)} here' for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
-            raise ValueError(f'{folder} holds a run with another configuration: {"; ".join(differ)}')
-        if ('method' in about) != (self.method is not None): raise ValueError(f'the checkpoint in {folder} was made by another method')
+        _check_same(self.file, about, self.config, self.method)
         try:
             _unpack(tensors, self.model, self.optimizer)
             if self.method: self.method.load_state_dict(about['method'])
         except (RuntimeError, ValueError, KeyError) as e:
-            raise ValueError(f'the checkpoint in {folder} belongs to another network or scheme, or another setting of the method: {str(e).splitlines()[0]}') from e
+            raise ValueError(f'the checkpoint in {self.file.parent} belongs to another network or scheme, or another '
+                             f'setting of the method: {str(e).splitlines()[0]}') from e
         self.spent = about.get('spent', 0.0)
-        return about['step'], History(about['history']), about['sums']
+        return about['step'], History(about['history']), _Sums(*about['sums'])
+
+
+def _check_same(file, about, config, method):
+    "Refuse a checkpoint of another configuration or kind of method (ValueError)."
+    if missing := {'step', 'config', 'history', 'sums'} - about.keys():
+        raise ValueError(f'{file} is no checkpoint: it has no {sorted(missing)[0]}')
+    here, there = json.loads(json.dumps(asdict(config))), about['config']
+    differ = [f'{k}={there.get(k)} there, {here.get(k)} here' for k in {**here, **there} if here.get(k) != there.get(k)]
+    if differ: raise ValueError(f'{file.parent} holds a run with another configuration: {"; ".join(differ)}')
+    if ('method' in about) != (method is not None):
+        raise ValueError(f'the checkpoint in {file.parent} was made by another method')
+
+# %% ../nbs/17_train.ipynb #487b8cea
+class Watcher:
+    "Looks on while `fit` trains; a subclass fills the methods that it cares for."
+    def on_step(self, step:int, steps:int, loss:float): "After each step: how many are done, of how many, and its loss."
+    def on_row(self, history:History): "After each validation: the rows so far, the new one last."
+    def stop(self) -> bool: return False  # asked after each step; yes finishes it, saves, and raises `Interrupted`
+    def watching(self): return nullcontext(self)  # a context that is open while the training runs
+    def __call__(self, history:History): self.on_row(history)
+
+
+def _as_watcher(
+    watcher:Watcher|Callable|None=None, # A watcher, or a function that is called with each row
+    on_row:Watcher|Callable|None=None,  # Likewise
+    on_step:Callable|None=None,         # `on_step(step, steps, loss)`, before the watcher's own
+    stop:Callable|None=None,            # `stop() -> bool`, likewise
+) -> Watcher:                           # One for all
+    "Loose functions, or none, as a watcher."
+    if watcher is None: watcher, on_row = on_row, None
+    if watcher is not None and not isinstance(watcher, Watcher): watcher, on_row = None, watcher
+    one, given = Watcher(), watcher or Watcher()
+    one.on_row, one.on_step, one.stop = on_row or given.on_row, on_step or given.on_step, stop or given.stop
+    one.watching = given.watching
+    return one
 
 # %% ../nbs/17_train.ipynb #23b68e72
 def _begin(model, frozen, optimizer, lr):
@@ -251,8 +322,8 @@ def progress(
     desc:str,     # What is going on
 ) -> tqdm:        # A bar; hidden where nobody looks
     "A progress bar for a terminal or a notebook; a training in the background has none."
-    seen = sys.stderr.isatty() or ('ipykernel' in sys.modules and 'IN_TEST' not in os.environ)
-    shown = seen and threading.current_thread() is threading.main_thread()
+    visible = sys.stderr.isatty() or ('ipykernel' in sys.modules and 'IN_TEST' not in os.environ)
+    shown = visible and threading.current_thread() is threading.main_thread()
     return tqdm(total=total, initial=done, desc=desc, disable=not shown, leave=False, mininterval=0.5)
 
 
@@ -270,18 +341,17 @@ def compile_with_progress(
 def fit(
     model:nn.Module,               # Network to train; quantized, unless for float training
     method:Callable,               # `method(model, batch, generator) -> Step`, gradients left in `.grad`
-    batch_at,                      # `batch_at(step) -> batch`, such as `Batches`; or a DataLoader, a Dataset, a pair, a pool
+    batch_at,                      # `batch_at(step) -> batch`, such as `Batches`; or a loader, Dataset, pair or pool
     config:TrainConfig,            # Everything else that decides the result
     out:str|Path|None=None,        # Folder for the checkpoint; None keeps none
     resume:bool=False,             # Go on from the checkpoint in `out`?
     validate:Callable|None=None,   # `validate(model) -> dict of numbers`, called every `epoch_steps`
-    on_row:Callable|None=None,     # `on_row(history)`, called after each row; its own `on_step`, `stop` and `watching` are used if it has them
+    watcher:Watcher|Callable|None=None, # Who looks on; or a function that is called with the history after each row
     desc:str='training',           # What the progress bar says
-    on_step:Callable|None=None,    # `on_step(step, steps, loss)`, called after each step
-    stop:Callable|None=None,       # `stop() -> bool`, asked after each step
-) -> 'History':                    # One row per validation
-    "Train: seeded, resumable bit for bit; FloatingPointError on a loss that is not finite, `Interrupted` on Ctrl-C or when `stop` says so."
-    on_step, stop = on_step or getattr(on_row, 'on_step', None), stop or getattr(on_row, 'stop', None)
+    **functions,                   # Parts of a watcher by themselves: `on_row=`, `on_step=`, `stop=`
+) -> History:                      # One row per validation
+    "Train: seeded, resumable bit for bit; FloatingPointError on a loss that is not finite, `Interrupted` on a stop."
+    watcher = _as_watcher(watcher, **functions)
     if any(p.dim() == 4 for p in model.parameters()): model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
     checkpoint = Checkpoint(out, model, optimizer, config, method)
@@ -289,26 +359,50 @@ def fit(
     if start < config.steps: batch_at = batch_function(batch_at, config.seed, device=device_of(model))
     frozen = [m for m in model.modules() if not m.training] if model.training else []
     bar, clock = progress(config.steps, start, desc), time.time() - checkpoint.spent
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), bar, getattr(on_row, 'watching', nullcontext)(), gentle_interrupt() as flag:
-        for step in range(start, config.steps):
+
+    with _own_randomness(), bar, watcher.watching(), gentle_interrupt() as flag:
+        for done in range(start + 1, config.steps + 1):
+            step, lr = done - 1, config.lr_at(done - 1)
             torch.manual_seed(seed_for(config.seed, 'global', step))
-            _begin(model, frozen, optimizer, config.lr_at(step))
-            seen = method(model, batch_at(step), generator_for(config.seed, 'method', step))
-            if not math.isfinite(seen.loss): raise FloatingPointError(f'loss is {seen.loss} at step {step} of {config.steps} with lr {config.lr_at(step):.2g}; lower the learning rate{checkpoint.hint()}')
+            _begin(model, frozen, optimizer, lr)
+            result = method(model, batch_at(step), generator_for(config.seed, 'method', step))
+            if not math.isfinite(result.loss): raise FloatingPointError(_blown_up(result, step, config, checkpoint))
             optimizer.step()
-            sums = [sums[0] + seen.loss, sums[1] + seen.accuracy, sums[2] + 1]
+
+            sums.add(result)
             bar.update()
-            if on_step: on_step(step + 1, config.steps, seen.loss)
-            flag['stop'] |= bool(stop and stop())
-            if step + 1 == config.steps or (config.epoch_steps and (step + 1) % config.epoch_steps == 0):
-                spent = (history.rows[-1]['seconds'] if len(history) else 0) + time.time() - clock
-                row = {'step': step + 1, 'loss': sums[0]/sums[2], 'accuracy': sums[1]/sums[2], 'lr': config.lr_at(step), 'seconds': spent}
-                clock, sums = time.time(), [0.0, 0.0, 0]
-                history.rows.append(row | (method.report() if hasattr(method, 'report') else {}) | (validate(model) if validate else {}))
+            watcher.on_step(done, config.steps, result.loss)
+            flag['stop'] |= bool(watcher.stop())
+
+            if config.validates(done):
+                row = {'step': done, **sums.means(), 'lr': lr, 'seconds': history.seconds + time.time() - clock}
+                sums, clock = _Sums(), time.time()
+                history.rows.append(row | _report(method) | (validate(model) if validate else {}))
                 bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}")
-                checkpoint.save(step + 1, history, sums)
-                if on_row: on_row(history)
-            elif checkpoint.due() or flag['stop']: checkpoint.save(step + 1, history, sums, time.time() - clock)
-            if flag['stop'] and step + 1 < config.steps:
-                raise Interrupted(f'stopped after step {step + 1} of {config.steps}' + (f'; go on with resume (--resume) from {out}' if out is not None else ''))
+                checkpoint.save(done, history, sums)
+                watcher.on_row(history)
+            elif checkpoint.due() or flag['stop']: checkpoint.save(done, history, sums, time.time() - clock)
+            if flag['stop'] and done < config.steps: raise Interrupted(_stopped(done, config, out))
     return history
+
+# %% ../nbs/17_train.ipynb #3beffa26
+def _own_randomness():
+    "A block whose random numbers leave PyTorch's global generators as they were."
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+
+
+def _report(method) -> dict:
+    "What a method with a memory adds to a row."
+    return method.report() if hasattr(method, 'report') else {}
+
+
+def _blown_up(result, step, config, checkpoint) -> str:
+    "A loss that is not a number, and what to do."
+    return (f'loss is {result.loss} at step {step} of {config.steps} with lr {config.lr_at(step):.2g}; '
+            f'lower the learning rate{checkpoint.hint()}')
+
+
+def _stopped(done, config, out) -> str:
+    "Where a run was stopped, and how to go on."
+    go_on = '' if out is None else f'; go on with resume (--resume) from {out}'
+    return f'stopped after step {done} of {config.steps}{go_on}'

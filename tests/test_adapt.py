@@ -121,9 +121,7 @@ def test_second_order_is_the_product_of_hessians(seed):
 
 def _plain_apply(x, step, q_n, q_p, grad_scale, inverse):
     "What `_FakeQuant` stands for, left to autograd."
-    if not inverse: return kernels.fake_quant_plain(x, step, q_n, q_p, grad_scale)
-    v = kernels._clip(x*step, q_n, q_p)
-    return kernels.straight_through(v.round(), v)/step
+    return kernels.fake_quant_plain(x, step, q_n, q_p, grad_scale, inverse)
 
 
 @pytest.mark.parametrize('bits', ('W2A2', 'W3A8', 'W4AFP', 'WFPA4'))
