@@ -127,7 +127,7 @@ def test_train_prints_json_and_options_reach_the_run(tmp_path, pictures):
     said = json.loads(done.stdout)
     assert said['run'] == str(tmp_path/'run') and len(said['history']) == 2 and said['history'][-1]['step'] == 6
     run = open_run(tmp_path/'run')
-    assert run.spec == spec_of(**said['spec']) and run.spec.seed == 7 and run.about['classes'] == ['cat', 'dog']
+    assert run.spec == spec_of(**said['spec']) and run.spec.training.seed == 7 and run.about['classes'] == ['cat', 'dog']
     q = run.model.quantization
     assert (q.scheme.name, q.scheme.scale, q.scheme.act_clip, q.skip, q.bn) == ('dorefa', None, 'pact', 'first', 'batch')
 
@@ -291,7 +291,7 @@ BAD_SETTINGS = {
     '--bits W17A4': '17', '--bits W0A4': '0', '--bits W4': 'W4', '--bits W1A1': 'W1A1', '--bits W2A1,W4A4': 'W2A1',
     '--bits paper-lsx': 'lsx', '--bits ,': 'pair', '--method magic': 'magic', '--method qat': 'W4A4',
     '--method qat --bits W2A2,W4A4': 'W2A2,W4A4', '--method ptq': 'init', '--method adabits --bits W1A4': 'W1A4',
-    '--method float --bits W99A4': '99', '--scheme sat --bits W1A1': 'W1A1', '--scheme fsq': 'fsq', '--model vgg': 'vgg',
+    '--method float --bits W4A4': '--bits is not an option of float', '--method ptq --init x --bits W99A4': '99', '--scheme sat --bits W1A1': 'W1A1', '--scheme fsq': 'fsq', '--model vgg': 'vgg',
     '--option steps=1': 'steps', '--option per_channel': 'per_channel', '--option per_channel=maybe': 'maybe',
     '--option init=zero': 'zero', '--option name=sat': 'sat', '--scheme sat --option alpha=-2': '-2',
     '--scheme dorefa --option scale=max': 'max', '--epochs 0': '0', '--epochs -1': '-1', '--epochs nan': 'nan', '--epochs inf': 'inf',
@@ -336,7 +336,7 @@ def snapshot(folder): return {str(p.relative_to(folder)): p.read_bytes() for p i
     ('train --init RUNS/float --out RUNS/new --width 8', 'RUNS/float'),
     ('train --init RUNS/float --out RUNS/new --model resnet20 --width 4', 'RUNS/float'),
     ('train --method qat --bits W4A4 --out RUNS/mebqat --width 4 --batch-size 256 --epochs 1', "method='mebqat' there"),
-    ('train --out RUNS/mebqat --width 8 --resume', 'width=4 there, 8 here'),
+    ('train --out RUNS/mebqat --width 8 --resume', '--width 4 there, 8 here'),
     ('train --out RUNS/qat/run.json --method float --batch-size 256 --width 4 --epochs .1', 'run.json'),
     ('demo --epochs 0 --out RUNS/new', '0'), ('demo --threads -1 --out RUNS/new', '-1'), ('lab RUNS/qat/run.json --no-open', 'run.json')])
 def test_bad_commands_are_refused_and_change_nothing(runs, command, names):
@@ -412,17 +412,17 @@ def test_unreadable_and_unwritable_places_are_named(tmp_path, runs):
 
 
 def test_something_unforeseen_is_one_line_too(monkeypatch, tmp_path):
-    import mebqat.runs.images
-    monkeypatch.setattr(mebqat.runs.images, 'train_run', lambda *a, **k: 1/0)
+    import mebqat.runs.runs
+    monkeypatch.setattr(mebqat.runs.runs, 'train_run', lambda *a, **k: 1/0)
     assert 'ZeroDivisionError' in refused('train', '--out', tmp_path/'run', names='MEBQAT_DEBUG', code=1)
     monkeypatch.setenv('MEBQAT_DEBUG', '1')
     assert isinstance(cli('train', '--out', tmp_path/'run').exception, ZeroDivisionError)
 
 
 def test_ctrl_c_before_training_is_one_line(monkeypatch, tmp_path):
-    import mebqat.runs.images
+    import mebqat.runs.runs
     def stop(*a, **k): raise KeyboardInterrupt
-    monkeypatch.setattr(mebqat.runs.images, 'train_run', stop)
+    monkeypatch.setattr(mebqat.runs.runs, 'train_run', stop)
     done = cli('train', '--out', tmp_path/'run')
     assert (done.exit_code, done.stderr, done.stdout) == (130, 'interrupted\n', '')
 

@@ -7,14 +7,16 @@ import torch
 from mebqat.files import load_whole, save_whole
 from mebqat.runs import search as policies
 from mebqat.bits import Bits, Policy
-from mebqat.cli import LEARNED, LEARNING, _flag
+from mebqat.cli import LEARNED
 from mebqat.cost import profile
 from mebqat.evaluate import fitness, score
 from mebqat.layers import bit_layers
 from mebqat.mixed.metaquantnet import export_weights, generators
-from mebqat.runs.images import spec_of, float_network, open_run, train_run
+from mebqat.runs import open_run, spec_of, train_run
 from mebqat.mixed.search import Front, SearchResult
-from mebqat.runs.registry import METHODS, names
+from mebqat.runs.images import ImageRecipe
+from mebqat.runs.methods import METHODS, names
+from mebqat.runs.options import flag, options_in
 from mebqat.runs.policies import load_policy, save_policy, from_text
 from mebqat.surface import Surface
 from mebqat.train import Interrupted
@@ -125,7 +127,7 @@ def test_an_interrupted_learning_resumes_to_the_same_bits(runs, tmp_path):
         return left[0] == 0
     with pytest.raises(Interrupted, match='--resume'): train_run(spec, tmp_path/'run', compile=False, stop=stop)
     refused('info', tmp_path/'run', names='unfinished')
-    refused('adaqat', '--out', tmp_path/'run', *RUNS['layers'][1:], '--lam', '.2', '--resume', names='lam=0.02 there, 0.2 here')
+    refused('adaqat', '--out', tmp_path/'run', *RUNS['layers'][1:], '--lam', '.2', '--resume', names='--lam 0.02 there, 0.2 here')
     good('adaqat', '--out', tmp_path/'run', *RUNS['layers'][1:], '--resume')
     assert open_run(tmp_path/'run').setting == open_run(runs/'layers').setting
     assert (tmp_path/'run'/'trajectory.json').read_bytes() == (runs/'layers'/'trajectory.json').read_bytes()
@@ -144,7 +146,7 @@ def test_weights_that_misstate_what_was_found_are_refused(runs, tmp_path, key, v
 
 @pytest.mark.parametrize('options, names', {
     '--lam -1': '-1', '--lam nan': 'nan', '--eta 0': 'eta', '--start W99A1': '99', '--start 8': '8', '--start W1A1': 'W1A1', '--granularity row': 'row', '--hardware watts': 'watts',
-    '--bn switchable': 'switchable', '--skip none --ends W8A8': 'spares none', '--ends W0A4': '0', '--method mebqat': 'mebqat train --method mebqat', '--method fracbits': 'target_bytes',
+    '--bn switchable': 'switchable', '--skip none --ends W8A8': 'spares none', '--ends W0A4': '0', '--method mebqat': 'mebqat train --method mebqat', '--method fracbits': 'needs --target-bytes or --target-bitops',
     '--method fracbits --target-bytes 10': 'out of reach', '--method fracbits --target-bitops 9T': 'out of reach', '--method fracbits --target-bytes much': '--target-bytes',
     '--method fracbits --target-bytes 1k --target-bitops 1M': 'one of them', '--method fracbits --lam .1 --target-bytes 1k': '--lam', '--target-bytes 1k': '--target-bytes',
     '--method fracbits --start W4A4 --target-bytes 1k': 'W4A4', '--init nowhere': 'nowhere', '--epochs 0': '0', '--n-way 3': None}.items())
@@ -157,7 +159,9 @@ def test_bad_settings_of_learning_are_refused_before_anything_is_written(tmp_pat
 
 def test_only_methods_that_learn_bits_take_their_options(tmp_path):
     for method,option in (('qat', 'lam'), ('mebqat', 'granularity'), ('float', 'start')):
-        refused('train', '--method', method, '--bits', 'W4A4', _flag(option), 1, '--out', tmp_path/'run', names=f'{_flag(option)} is not an option of {method}')
+        bits = [] if method == 'float' else ['--bits', 'W4A4']
+        refused('train', '--method', method, *bits, flag(option), 1, '--out', tmp_path/'run', names=f'{flag(option)} is not an option of {method}')
+    refused('train', '--method', 'adaqat', '--bits', 'W4A4', '--out', tmp_path/'run', names='--bits is not an option of adaqat; use --start')
     refused('adaqat', '--out', tmp_path/'run', *SMALL, '--target-bytes', '1k', names='not an option of adaqat')
     assert not (tmp_path/'run').exists()
 
@@ -309,13 +313,13 @@ def test_a_small_budget_gives_the_smallest_weights_and_keeps_the_activations(run
 def test_a_policy_is_found_and_tuned_over_generated_weights(runs, tmp_path):
     "Search over a metaquantnet run, then train on from the weights its generators make at the policy."
     run = open_run(runs/'meta')
-    assert (run.spec.hidden, set(generators(run.model))) == (8, set(LAYERS)) and run.history.rows[-1]['val W8A8'] > .5
+    assert (run.spec.options.hidden, set(generators(run.model))) == (8, set(LAYERS)) and run.history.rows[-1]['val W8A8'] > .5
     said = json.loads(good('search', runs/'meta', '--out', tmp_path/'found', *BUDGET, '--population', 8, '--generations', 2, '--json').stdout)
     policy = load_policy(tmp_path/'found'/'policy.json')
     assert from_text(said['policy']) == policy and {b.w for b in policy.values()} | {b.a for b in policy.values()} <= {2, 4, 8}
     good('train', '--method', 'qat', '--policy', tmp_path/'found'/'policy.json', '--init', runs/'meta', '--epochs', .1, '--out', tmp_path/'tuned', *SMALL)
     tuned = open_run(tmp_path/'tuned')
-    start, there = float_network(tuned.spec, tuned.pool('train')).state_dict(), export_weights(run.model, policy).state_dict()
+    start, there = ImageRecipe(tuned.spec).float_network(tuned.pool('train')).state_dict(), export_weights(run.model, policy).state_dict()
     assert tuned.setting == policy and all(torch.equal(v, there[k]) for k,v in start.items())
 
 
@@ -341,7 +345,7 @@ def test_an_unknown_fitness_is_refused(runs, tmp_path):
     assert not (tmp_path/'new').exists()
 
 
-@pytest.mark.parametrize('said, names', [([], 'init='), (['--init', 'RUNS/float', '--bits', 'FP'], 'weight widths: an empty set'), (['--init', 'RUNS/float', '--hidden', -1], '-1'),
+@pytest.mark.parametrize('said, names', [([], '--init'), (['--init', 'RUNS/float', '--bits', 'FP'], 'weight widths: an empty set'), (['--init', 'RUNS/float', '--hidden', -1], '-1'),
                                          (['--init', 'RUNS/nothing'], 'nothing'), (['--init', 'RUNS/mebqat'], 'holds no float')], ids=str)
 def test_generators_that_cannot_be_are_refused(runs, tmp_path, said, names):
     refused('train', '--method', 'metaquantnet', '--out', tmp_path/'run', *(str(w).replace('RUNS', str(runs)) for w in said), *SMALL, names=names)
@@ -355,7 +359,7 @@ def test_a_policy_that_was_found_is_trained_on(runs, found, tmp_path):
     good('train', '--method', 'qat', '--policy', file, '--init', runs/'mebqat', '--epochs', 1, '--out', tmp_path/'run', *SMALL)
     run = open_run(tmp_path/'run')
     assert run.setting == load_policy(file) and 'val policy' in run.history.rows[-1]
-    start, ours = float_network(run.spec, run.pool('train')).state_dict(), open_run(runs/'mebqat').model.state_dict()
+    start, ours = ImageRecipe(run.spec).float_network(run.pool('train')).state_dict(), open_run(runs/'mebqat').model.state_dict()
     assert all(torch.equal(v, ours[k]) for k,v in start.items()) and 'block2.conv.weight' in start
     shown = good('surface', tmp_path/'run').stdout
     assert f'At its own policy: {100*score(run.model, run.setting, run.pool("test"), run.pool("train")).accuracy:.1f} %' in shown
@@ -381,7 +385,7 @@ def test_damaged_policies_are_refused(tmp_path, text):
 
 def test_a_policy_takes_the_place_of_bits(runs, found, tmp_path):
     file = runs/'mebqat'/'policy.json'
-    refused('train', '--method', 'qat', '--policy', file, '--bits', 'W4A4', '--out', tmp_path/'run', *SMALL, names='instead of bits=')
+    refused('train', '--method', 'qat', '--policy', file, '--bits', 'W4A4', '--out', tmp_path/'run', *SMALL, names='instead of --bits')
     refused('train', '--policy', file, '--out', tmp_path/'run', *SMALL, names='--policy is not an option of mebqat')
 
 
@@ -396,15 +400,16 @@ def test_damaged_trajectories_are_refused(tmp_path, text):
 def test_a_folder_of_an_older_version_is_still_this_run(runs):
     file = runs/'qat'/'run.json'
     doc = json.loads(file.read_text())
-    for k in ('ends', 'policy', *(k for own in {m: METHODS[m].options for m in names(bits='learned')}.values() for k in own)): doc['spec'].pop(k, None)
+    for k in ('ends', 'policy', 'optimizer'): doc['spec'].pop(k)
     file.write_text(json.dumps(doc))
     good(*RUNS['qat'], '--out', runs/'qat', '--resume')
-    refused(*RUNS['qat'], '--seed', 1, '--out', runs/'qat', '--resume', names='seed=0 there, 1 here')
+    refused(*RUNS['qat'], '--seed', 1, '--out', runs/'qat', '--resume', names='--seed 0 there, 1 here')
 
 
 def test_help_lists_the_commands_and_their_options():
-    assert LEARNED == tuple({m: METHODS[m].options for m in names(bits='learned')}) and set(LEARNING) == {k for own in {m: METHODS[m].options for m in names(bits='learned')}.values() for k in own}
+    assert LEARNED == names(trains_at='learned') == ('adaqat', 'fracbits')
     shown = {c: ' '.join(good(c, '--help').stdout.replace('│', ' ').split()) for c in ('adaqat', 'search')}
-    assert all(_flag(k) in shown['adaqat'] for k in (*LEARNING, 'init', 'skip', 'ends', 'data', 'model')) and '--n-way' not in shown['adaqat'] and '--guaranteed' not in shown['adaqat']
+    learning = {k for m in LEARNED for k in options_in(METHODS[m])}
+    assert all(flag(k) in shown['adaqat'] for k in (*learning, 'init', 'skip', 'ends', 'data', 'model')) and '--n-way' not in shown['adaqat'] and '--guaranteed' not in shown['adaqat']
     assert all(f'--{k}' in shown['search'] for k in ('max-bytes', 'max-bitops', 'method', 'widths', 'act-widths', 'ladder', 'population', 'generations', 'seed', 'resume', 'fitness-images', 'json'))
     assert all(c in good('--help').stdout for c in ('adaqat', 'search'))

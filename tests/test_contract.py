@@ -15,7 +15,8 @@ from mebqat.files import load_whole
 from mebqat.layers import Quantized, SwitchableBatchNorm, bit_layers, quantize, use_bits
 from mebqat.models import make
 from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
-from mebqat.runs.images import spec_of, float_network, open_run
+from mebqat.runs import open_run, spec_of
+from mebqat.runs.images import ImageRecipe
 from mebqat.train import TrainConfig, fit
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
@@ -454,7 +455,7 @@ def test_a_pickle_in_disguise_is_refused_and_does_not_run(tmp_path, save):
     save({'weight': Payload(mark)}, file)
     pool = load('digits')
     attempts = [lambda: open_run(file), lambda: open_run(file.parent), lambda: load_whole(file),
-                lambda: float_network(spec_of('mebqat', init=str(file.parent)), pool)]
+                lambda: ImageRecipe(spec_of('mebqat', init=str(file.parent))).float_network(pool)]
     for attempt in attempts:
         with pytest.raises(ValueError, match='model.safetensors'): attempt()
     file.rename(file.with_name('checkpoint.safetensors'))

@@ -225,7 +225,7 @@ def test_files_of_another_kind_version_or_state(seen, tmp_path):
 
 
 def test_the_shipped_networks(digits):
-    from mebqat.runs.images import open_run
+    from mebqat.runs import open_run
     file, run = shipped('digits_exploration.safetensors'), open_run(shipped('digits_mebqat.safetensors'))
     assert file.stat().st_size < 500_000 and [*digits] == ['MEBQAT', 'AdaBits', 'Post-training quantization']
     one, test = digits['MEBQAT'], load('digits', 'test')

@@ -20,12 +20,12 @@ from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
 from mebqat.fewshot.evaluate import EpisodeScores, adaptation_curve, inner_correct, proto_correct, sweep_episodes
-from mebqat.runs.episodes import spec_of, few_method, few_network, few_pool, fold_scales, open_run, train_run
 from mebqat.fewshot.methods import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss, split_stem, trainable
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa
-from mebqat.runs import spec_of, train_run
+from mebqat.runs import open_run, spec_of, train_run
+from mebqat.runs.episodes import EpisodeRecipe, fold_scales
 from mebqat.speed import Replay
 from mebqat.train import Interrupted
 
@@ -231,7 +231,7 @@ def test_learned_rates_get_a_gradient_and_must_fit():
 
 
 def test_distilling_is_asked_for():
-    assert [few_method(spec_of('mebqat-pn', turns=True, **k)).learner for k in ({}, dict(distill=True))] == [Prototypes(turns=True), Prototypes(turns=True, distill=True)]
+    assert [spec_of('mebqat-pn', turns=True, **k).options.learner() for k in ({}, dict(distill=True))] == [Prototypes(turns=True), Prototypes(turns=True, distill=True)]
 
 
 def test_methods_that_cannot_be():
@@ -280,7 +280,7 @@ def test_recorded_steps_equal_eager_ones(case, monkeypatch):
 
 @gpu
 def test_a_run_on_the_gpu_opens_on_the_cpu(tmp_path):
-    for spec in (spec_of('mebqat-pn'), spec_of('mebqat-maml', learn_rates=True)):
+    for spec in (small('mebqat-pn'), small('mebqat-maml', learn_rates=True)):
         run = train_run(spec, tmp_path/spec.method, device='cuda')
         assert all(v.device.type == 'cpu' for v in run.model.state_dict().values())
         assert same(tensors(run.model), tensors(open_run(tmp_path/spec.method).model))
@@ -294,28 +294,29 @@ _load = functools.cache(load)
 @pytest.fixture(autouse=True)
 def _small_runs(monkeypatch):
     "Two validation episodes; glyphs are drawn once."
-    monkeypatch.setattr(fewruns._validator, '__defaults__', (2,))
+    monkeypatch.setattr(fewruns, 'sweep_episodes', lambda *args: sweep_episodes(*args[:4], 2))
     monkeypatch.setattr(fewruns, 'load', _load)
 
 
-def spec_of(method, **changes):
-    small = dict(glyph_classes=40, width=4, size=16, n_way=3, n_query=2, n_tasks=2, steps=3, inner_steps=2)
+def small(method, **changes):
+    common = dict(glyph_classes=40, width=4, size=16, n_way=3, n_query=2, n_tasks=2, steps=3)
+    inner_loop = {'inner_steps': 2} if 'maml' in method else {}
     bits = {'bits': 'W2A2 W4A4'} if method.startswith('mebqat') else {'bits': 'W3A3'} if method.endswith('qat') else {}
-    return spec_of(method, **small | bits | changes)
+    return spec_of(method, **common | inner_loop | bits | changes)
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     "Two small runs, the second from the first."
     folder = tmp_path_factory.mktemp('runs')
-    train_run(spec_of('mebqat-pn', steps=20), folder/'pn')
-    train_run(spec_of('mebqat-maml', init=str(folder/'pn'), learn_rates=True), folder/'maml')
+    train_run(small('mebqat-pn', steps=20), folder/'pn')
+    train_run(small('mebqat-maml', init=str(folder/'pn'), learn_rates=True), folder/'maml')
     return folder
 
 
-@pytest.mark.parametrize('spec', [spec_of('mebqat-pn', jitter=1., steps=20), spec_of('mebqat-maml', jitter=.5, steps=20, learn_rates=True, bn='running')], ids=lambda s: s.method)
+@pytest.mark.parametrize('spec', [small('mebqat-pn', jitter=1., steps=20), small('mebqat-maml', jitter=.5, steps=20, learn_rates=True, bn='running')], ids=lambda s: s.method)
 def test_resuming_is_bit_identical(spec, tmp_path, monkeypatch):
-    straight, real, left = train_run(spec, tmp_path/'a'), fewruns.few_episodes, {5, 12, 13}
+    straight, real, left = train_run(spec, tmp_path/'a'), EpisodeRecipe.feed, {5, 12, 13}
 
     def cut(*args):
         episodes = real(*args)
@@ -323,7 +324,7 @@ def test_resuming_is_bit_identical(spec, tmp_path, monkeypatch):
             if step in left: left.discard(step), signal.raise_signal(signal.SIGINT)
             return episodes(step)
         return f
-    monkeypatch.setattr(fewruns, 'few_episodes', cut)
+    monkeypatch.setattr(EpisodeRecipe, 'feed', cut)
     for stop in (6, 13, 14):
         with pytest.raises(Interrupted, match=f'after step {stop} of 20'): train_run(spec, tmp_path/'b', resume=stop > 6)
         with pytest.raises(ValueError, match='checkpoint of an unfinished run; finish it with.*--resume'): open_run(tmp_path/'b')
@@ -332,36 +333,36 @@ def test_resuming_is_bit_identical(spec, tmp_path, monkeypatch):
     assert not left and same(tensors(run.model), tensors(straight.model)) and len(run.history) == 10
     assert [plain(r) for r in run.history.rows] == [plain(r) for r in straight.history.rows]
     assert names(tmp_path/'b') == ['checkpoint.safetensors', 'model.safetensors', 'run.json']
-    with pytest.raises(ValueError, match='holds another run: .*seed=0 there, 1 here'): train_run(replace(spec, seed=1), tmp_path/'b', resume=True)
+    with pytest.raises(ValueError, match='holds another run: .*seed=0 there, 1 here'): train_run(spec.changed(seed=1), tmp_path/'b', resume=True)
 
 
 def test_the_seed_decides_everything(tmp_path):
     for method in ('mebqat-pn', 'mebqat-maml'):
-        spec, found = spec_of(method, jitter=1., steps=2), []
+        spec, found = small(method, jitter=1., steps=2), []
         for i,seed in enumerate((0, 0, 1)):
             torch.manual_seed(i)
-            found.append(train_run(replace(spec, seed=seed), tmp_path/f'{method}{i}'))
+            found.append(train_run(spec.changed(seed=seed), tmp_path/f'{method}{i}'))
         a, b, c = (tensors(r.model) for r in found)
         assert same(a, b) and [plain(r) for r in found[0].history.rows] == [plain(r) for r in found[1].history.rows]
         assert not any(torch.equal(a[k], c[k]) for k in a if k.endswith('conv.weight'))
 
 
-ROUND_TRIPS = [spec_of('mebqat-pn', options=(('per_channel', True), ('init', 'paper'))), spec_of('pn-qat', scheme='dorefa', bits='W1A1'),
-               spec_of('mebqat-pn', scheme='dorefa', options=(('act_clip', 'pact'),), bn='running'), spec_of('mebqat-maml', scheme='sat', options=(('rounding', 'centered'),)),
-               spec_of('mebqat-maml', adapts='weights norms', learn_rates=True, every_step=True, second_order=True), spec_of('fomaml', options=(('shared_step', True),)),
-               spec_of('mebqat-maml', adapts='head', center=True, learn_rates=True), spec_of('mebqat-pn', design='both', guaranteed='W2A2', test_way=4, n_way=5, distill=True)]
+ROUND_TRIPS = [small('mebqat-pn', options=(('per_channel', True), ('init', 'paper'))), small('pn-qat', scheme='dorefa', bits='W1A1'),
+               small('mebqat-pn', scheme='dorefa', options=(('act_clip', 'pact'),), bn='running'), small('mebqat-maml', scheme='sat', options=(('rounding', 'centered'),)),
+               small('mebqat-maml', adapts='weights norms', learn_rates=True, every_step=True, second_order=True), small('fomaml', options=(('shared_step', True),)),
+               small('mebqat-maml', adapts='head', center=True, learn_rates=True), small('mebqat-pn', design='both', guaranteed='W2A2', test_way=4, n_way=5, distill=True)]
 
 
-@pytest.mark.parametrize('spec', ROUND_TRIPS, ids=lambda s: f'{s.method}-{s.scheme}-{s.bn}-{s.adapts}-{s.design}')
+@pytest.mark.parametrize('spec', ROUND_TRIPS, ids=repr)
 def test_saved_and_opened_again(spec, tmp_path):
-    run = train_run(replace(spec, steps=2), tmp_path/'run')
+    run = train_run(spec.changed(steps=2), tmp_path/'run')
     shutil.copy(tmp_path/'run'/'model.safetensors', tmp_path/'alone.safetensors')
     shutil.rmtree(tmp_path/'run')
     again = open_run(tmp_path/'alone.safetensors')
     assert again.spec == run.spec and same(tensors(again.model), tensors(run.model)) and again.about == json.loads(json.dumps(run.about))
     assert again.history.rows == run.history.rows and not again.model.training
     assert {n: (m.signed, m.scheme) for n,m in bit_layers(again.model).items()} == {n: (m.signed, m.scheme) for n,m in bit_layers(run.model).items()}
-    space = BitSpace([b for b in (*spec.space(), FP) if b != Bits(1, 1) or spec.scheme == 'dorefa'])
+    space = BitSpace([b for b in (*spec.space(), FP) if b != Bits(1, 1) or spec.quantization.scheme == 'dorefa'])
     a, b = (r.sweep(space, r.episodes(n_query=2), n=2) for r in (run, again))
     for bits in space: assert torch.equal(a.accuracy[bits], b.accuracy[bits])
     assert a.meta == b.meta and a.meta['method'] == spec.method
@@ -370,9 +371,10 @@ def test_saved_and_opened_again(spec, tmp_path):
 @pytest.mark.parametrize('method', ('pn', 'fomaml'))
 def test_calibrate_measures_the_trained_network(method, tmp_path):
     "With `calibrate=False` quantizers stay as the random start had them, which is the reference's way."
-    spec = spec_of(method, lr=.1)
-    runs = [tensors(train_run(replace(spec, calibrate=c), tmp_path/str(c)).model) for c in (True, False)]
-    start = [tensors(few_network(replace(spec, calibrate=c), few_pool(spec))) for c in (True, False)]
+    spec = small(method, lr=.1)
+    runs = [tensors(train_run(spec.changed(calibrate=c), tmp_path/str(c)).model) for c in (True, False)]
+    train = EpisodeRecipe(spec).pool('train')
+    start = [tensors(EpisodeRecipe(spec.changed(calibrate=c)).network(train)) for c in (True, False)]
     tables = [k for k in start[1] if k.endswith('.value')]
     for k in tables: assert torch.equal(runs[1][k], start[1][k]), k
     for k in start[0].keys() & start[1].keys(): assert torch.equal(runs[0][k], runs[1][k]), k
@@ -406,15 +408,16 @@ def test_scales_that_cannot_be_folded(value, tmp_path):
     with pytest.raises(ValueError, match=f'^block3 has a batch norm scale of {value:.3g}; only positive'): fold_scales(state)
     save_whole(tmp_path/'pn.safetensors', state, {'spec': {'method': 'pn'}})
     with pytest.raises(ValueError, match=r'pn.safetensors \(pn\) cannot start fomaml: block3 has a batch norm scale'):
-        train_run(spec_of('fomaml', init=str(tmp_path/'pn.safetensors')), tmp_path/'out')
+        train_run(small('fomaml', init=str(tmp_path/'pn.safetensors')), tmp_path/'out')
     assert names(tmp_path) == ['pn.safetensors']
 
 
 def test_a_maml_run_starts_from_an_embedding(trained):
-    spec = spec_of('fomaml', init=str(trained/'pn'))
-    start, (theirs, _) = tensors(few_network(spec, few_pool(spec))), load_whole(trained/'pn'/'model.safetensors')
+    spec = small('fomaml', init=str(trained/'pn'))
+    train = EpisodeRecipe(spec).pool('train')
+    start, (theirs, _) = tensors(EpisodeRecipe(spec).network(train)), load_whole(trained/'pn'/'model.safetensors')
     for k,v in fold_scales(theirs).items(): assert torch.equal(start[k], v), k
-    more = few_network(replace(spec, init=str(trained/'maml'), method='mebqat-maml', learn_rates=True), few_pool(spec))
+    more = EpisodeRecipe(small('mebqat-maml', init=str(trained/'maml'), learn_rates=True)).network(train)
     assert same(tensors(more), load_whole(trained/'maml'/'model.safetensors')[0])  # tables and rates come along
 
 
@@ -435,20 +438,20 @@ def test_what_cannot_start_a_run(case, trained, tmp_path):
     folder = trained if options['init'] in ('pn', 'maml') else tmp_path
     save_whole(tmp_path/'other', nn.Sequential(nn.Conv2d(1, 4, 3)).state_dict(), {'spec': {'method': 'qat'}})
     (tmp_path/'text').write_text('hello')
-    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: train_run(spec_of(**options | {'init': str(folder/options['init'])}), tmp_path/'out')
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: train_run(small(**options | {'init': str(folder/options['init'])}), tmp_path/'out')
     assert '\n' not in str(e.value) and not (tmp_path/'out').exists()
 
 
 # files
 
 DAMAGE = {
-    'another format': ({'format': 'mebqat-weights'}, 'is a run of another kind'), 'a checkpoint': ({'format': None}, 'checkpoint of an unfinished run'),
+    'another format': ({'format': 'mebqat-weights'}, 'does not describe a network of this version: it is no file of mebqat-maml'), 'a checkpoint': ({'format': None}, 'checkpoint of an unfinished run'),
     'another version': ({'version': 3}, 'in format 3; this version reads formats 1 and 2'), 'no spec': ({'spec': None}, 'does not describe'),
-    'spec of another kind': ({'spec': [1]}, 'does not describe'), 'a method of tomorrow': ({'spec': {'method': 'leo'}}, "no few-shot method 'leo'"),
+    'spec of another kind': ({'spec': [1]}, 'does not describe'), 'a method of tomorrow': ({'spec': {'method': 'leo'}}, "no method 'leo'"),
     'no method': ({'spec': {}}, 'does not describe'), 'no input': ({'input': None}, 'does not describe'), 'a flat input': ({'input': [28]}, 'does not describe'),
     'a tiny input': ({'input': [1, 4, 4]}, 'image_size 4 is too small'), 'more channels': ({'input': [3, 16, 16]}, 'does not describe'),
-    'no signs': ({'signed': None}, 'does not describe'), 'history of numbers': ({'history': [1]}, 'does not describe'), 'no torch': ({'torch': ...}, 'does not describe'),
-    'no classes': ({'classes': ...}, 'does not describe'),
+    'no signs': ({'signed': None}, 'does not describe'), 'history of numbers': ({'history': [1]}, 'does not describe'), 'no torch': ({'torch': ...}, 'is damaged: it does not say its torch'),
+    'no classes': ({'classes': ...}, 'is damaged: it does not say its classes'),
 }
 
 
@@ -467,7 +470,7 @@ def test_weights_of_another_network(change, trained, tmp_path):
     if change == 'missing': del weights['block2.act_quantizer.step.log_factor' if 'block2.act_quantizer.step.log_factor' in weights else 'block2.conv.weight']
     else: weights |= {'extra': {'head.weight': torch.zeros(1)}, 'shape': {'block1.conv.weight': torch.zeros(8, 1, 3, 3)}, 'rates': {'log_rate': torch.zeros(2, 3)}}[change]
     save_whole(tmp_path/'x.safetensors', weights, about)
-    with pytest.raises(ValueError, match='x.safetensors does not describe a few-shot network of this version') as e: open_run(tmp_path/'x.safetensors')
+    with pytest.raises(ValueError, match='x.safetensors does not describe a network of this version') as e: open_run(tmp_path/'x.safetensors')
     assert '\n' not in str(e.value)
 
 
@@ -540,12 +543,12 @@ def test_centered_features_are_another_start_of_the_bias(bn):
 
 @pytest.mark.parametrize('bad', (0, -1., float('inf'), float('nan')))
 def test_a_temperature_is_positive(bad):
-    for make in (lambda: spec_of('mebqat-maml', temperature=bad), lambda: InnerSteps(1, temperature=bad)):
+    for make in (lambda: small('mebqat-maml', temperature=bad), lambda: InnerSteps(1, temperature=bad)):
         with pytest.raises(ValueError, match=f'temperature must be positive, got {bad}'): make()
 
 
 def test_centering_needs_a_classifier_that_adapts_alone():
-    for make, kinds in ((lambda: InnerSteps(1, .3, center=True), 'weights'), (lambda: spec_of('mebqat-maml', center=True, adapts='head norms'), 'head norms')):
+    for make, kinds in ((lambda: InnerSteps(1, .3, center=True), 'weights'), (lambda: small('mebqat-maml', center=True, adapts='head norms'), 'head norms')):
         with pytest.raises(ValueError, match=f"centered features are for a classifier that adapts alone, 'head'; here the inner loop adapts '{kinds}'"): make()
     whole = torch.nn.ModuleList([network(True)])
     with pytest.raises(ValueError, match='centered features need a chain of layers that ends in the classifier; this is a ModuleList'): InnerSteps(1, kinds=('head',), center=True).check(whole)
@@ -650,10 +653,10 @@ BAD = {
     'no queries': (dict(method='pn', n_query=0), 'n_query must be .* got 0'), 'no shots': (dict(method='pn', k_shot=0), 'k_shot must be .* got 0'),
     'bits below the scheme': (dict(method='pn-qat', bits='W1A1'), 'lsq goes down to W2A2; .* asked for W1A1'),
     'guaranteed below the scheme': (dict(method='mebqat-pn', guaranteed='W1A2'), 'asked for W1A2'),
-    'a dedicated network as its own teacher': (dict(method='pn-qat', bits='W2A2', distill=True), "distill=True is for mebqat-pn, whose network answers in full precision as well; got method='pn-qat'"),
+    'a dedicated network as its own teacher': (dict(method='pn-qat', bits='W2A2', distill=True), 'distill= is not an option of pn-qat; it is for mebqat-pn'),
     'more guaranteed than tasks': (dict(method='mebqat-maml', guaranteed='W2A2 W3A3 W4A4'), 'n_tasks=2 is fewer than 1 or than the 3 guaranteed'),
     'no bits': (dict(method='pn-qat', bits=''), 'needs bits='), 'two pairs': (dict(method='pn-qat', bits='W2A2 W3A3'), 'trains at one pair'),
-    'unreadable bits': (dict(method='mebqat-pn', bits='W2'), "cannot read bits from 'W2'"), 'bits for float': (dict(method='pn', bits='W2A2'), 'takes no bits'),
+    'unreadable bits': (dict(method='mebqat-pn', bits='W2'), "cannot read bits from 'W2'"), 'bits for float': (dict(method='pn', bits='W2A2'), 'bits= is not an option of pn'),
     'an inner rate of nothing': (dict(method='fomaml', inner_lr=0.), 'inner_lr must be positive, got 0'), 'an endless inner rate': (dict(method='fomaml', inner_lr=math.inf), 'inner_lr must be positive, got inf'),
     'backward inner steps': (dict(method='fomaml', inner_steps=-1), 'fomaml learns through 1 inner step or more; got inner_steps=-1'), 'no inner steps': (dict(method='mebqat-maml', inner_steps=0), 'got inner_steps=0'),
     'rates for no steps': (dict(method='fomaml', inner_steps=0, learn_rates=True), '1 inner step or more; got inner_steps=0'),
@@ -668,7 +671,7 @@ BAD = {
 @pytest.mark.parametrize('case', BAD)
 def test_runs_that_cannot_work_write_nothing(case, tmp_path):
     options, text = BAD[case]
-    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: train_run(spec_of(**options), tmp_path/'out')
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: train_run(small(**options), tmp_path/'out')
     assert '\n' not in str(e.value) and not names(tmp_path)
 
 
@@ -676,20 +679,20 @@ def test_a_pool_of_one_class(tmp_path, monkeypatch):
     monkeypatch.setenv('MEBQAT_CACHE', str(tmp_path/'cache'))
     (tmp_path/'data'/'only').mkdir(parents=True)
     for i in range(6): Image.new('L', (16, 16), 40*i).save(tmp_path/'data'/'only'/f'{i}.png')
-    with pytest.raises(ValueError, match='class') as e: train_run(spec_of('mebqat-pn', data=str(tmp_path/'data')), tmp_path/'out')
+    with pytest.raises(ValueError, match='class') as e: train_run(small('mebqat-pn', data=str(tmp_path/'data')), tmp_path/'out')
     assert '\n' not in str(e.value) and not (tmp_path/'out').exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 @pytest.mark.parametrize('device', ('cuda', 'abacus'))
 def test_a_device_that_is_not_there(device, tmp_path):
-    with pytest.raises(ValueError, match=f"^device '{device}' cannot be used here: ") as e: train_run(spec_of('pn'), tmp_path/'out', device=device)
+    with pytest.raises(ValueError, match=f"^device '{device}' cannot be used here: ") as e: train_run(small('pn'), tmp_path/'out', device=device)
     assert '\n' not in str(e.value) and not names(tmp_path)
 
 
 def test_a_diverging_run_leaves_no_weights(tmp_path):
     with pytest.raises(FloatingPointError, match=r'at inner step \d of 2 with inner_lr=1e\+38; lower inner_lr|loss is nan at step 0 of 3') as e:
-        train_run(spec_of('fomaml-qat', inner_lr=1e38), tmp_path)
+        train_run(small('fomaml-qat', inner_lr=1e38), tmp_path)
     assert '\n' not in str(e.value) and names(tmp_path) == ['run.json']
 
 

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from mebqat.files import load_whole
-from mebqat.runs import spec_of, train_run
 from mebqat.explore.monitor import STEP, TrainingMonitor, Trail
 from mebqat.runs import spec_of, train_run
 from mebqat.train import Interrupted
 
-SPECS = {'ordinary': (train_run, spec_of('mebqat', width=4, epochs=3, batch_size=256, bits='W2A2 W8A8 FP')),
-         'few-shot': (train_run, spec_of('mebqat-pn', glyph_classes=40, width=8, n_way=5, n_query=3, steps=12))}
+SPECS = {'ordinary': spec_of('mebqat', width=4, epochs=3, batch_size=256, bits='W2A2 W8A8 FP'),
+         'few-shot': spec_of('mebqat-pn', glyph_classes=40, width=8, n_way=5, n_query=3, steps=12)}
 
 
 def weights(folder): return load_whole(folder/'model.safetensors')[0]
@@ -30,18 +29,18 @@ def presses(monitor, step):
 @pytest.mark.parametrize('kind', SPECS)
 @pytest.mark.parametrize('background', [False, True])
 def test_the_button_saves_and_the_run_resumes_to_the_same_bits(tmp_path, kind, background):
-    train, spec = SPECS[kind]
-    train(spec, tmp_path/'whole')
+    spec = SPECS[kind]
+    train_run(spec, tmp_path/'whole')
     monitor = presses(TrainingMonitor(seconds=0), 5)
     with pytest.raises(Interrupted, match='stopped after step 5 of 12'):
         if background:
-            monitor.run(lambda on_row, stop: train(spec, tmp_path/'run', on_row=on_row, stop=stop))
+            monitor.run(lambda on_row, stop: train_run(spec, tmp_path/'run', on_row=on_row, stop=stop))
             monitor.wait(120)
-        else: train(spec, tmp_path/'run', on_row=monitor)
+        else: train_run(spec, tmp_path/'run', on_row=monitor)
     assert (monitor.value, monitor.button.disabled) == ('stopped', True) and 'go on with resume' in monitor.message
     assert load_whole(tmp_path/'run'/'checkpoint.safetensors')[1]['step'] == 5 and not (tmp_path/'run'/'model.safetensors').exists()
     again = TrainingMonitor(seconds=0)
-    again.run(lambda on_row, stop: train(spec, tmp_path/'run', resume=True, on_row=on_row, stop=stop))
+    again.run(lambda on_row, stop: train_run(spec, tmp_path/'run', resume=True, on_row=on_row, stop=stop))
     run = again.wait(120)
     assert again.value == 'done' and again.message == '' and [s for s, _ in again.trail.pairs] == list(range(6, 13))
     one, two = weights(tmp_path/'whole'), weights(tmp_path/'run')
@@ -52,9 +51,9 @@ def test_the_button_saves_and_the_run_resumes_to_the_same_bits(tmp_path, kind, b
 
 
 def test_watching_changes_nothing(tmp_path):
-    train, spec = SPECS['ordinary']
-    train(spec, tmp_path/'alone')
-    train(spec, tmp_path/'watched', on_row=TrainingMonitor(seconds=0))
+    spec = SPECS['ordinary']
+    train_run(spec, tmp_path/'alone')
+    train_run(spec, tmp_path/'watched', on_row=TrainingMonitor(seconds=0))
     one, two = weights(tmp_path/'alone'), weights(tmp_path/'watched')
     assert all(torch.equal(one[k], two[k]) for k in one)
 
@@ -91,8 +90,8 @@ def test_a_figure_that_fails_costs_no_training(tmp_path, monkeypatch):
     def broken(self, shown): raise KeyError('no such trace')
     monkeypatch.setattr(TrainingMonitor, 'follow', broken)
     monitor = TrainingMonitor(seconds=0)
-    train, spec = SPECS['ordinary']
-    train(spec, tmp_path/'run', on_row=monitor)
+    spec = SPECS['ordinary']
+    train_run(spec, tmp_path/'run', on_row=monitor)
     assert monitor.value == 'done' and 'KeyError' in monitor.message and (tmp_path/'run'/'model.safetensors').exists()
 
 

@@ -763,7 +763,7 @@ def test_a_run_folder_belongs_to_one_description(tmp_path):
     changes = {'epochs=0.5 there, 1 here': {'epochs': 1}, 'seed=0 there, 4 here': {'seed': 4}, "bits='W4A4' there, 'W2A2' here": {'bits': 'W2A2'}}
     for words, change in changes.items():
         for resume in (False, True):
-            with pytest.raises(ValueError, match=words): train_run(replace(TINY, **change), tmp_path/'run', resume)
+            with pytest.raises(ValueError, match=words): train_run(TINY.changed(**change), tmp_path/'run', resume)
     with pytest.raises(ValueError, match='--resume'): train_run(TINY, tmp_path/'run')
     assert {n: (tmp_path/'run'/n).read_bytes() for n in leftovers(tmp_path/'run')} == before
     assert len(train_run(TINY, tmp_path/'run', resume=True).history) == 1
@@ -782,7 +782,7 @@ def test_a_damaged_run_description_is_named(tmp_path, text):
     {'method': 'mebqat', 'n_tasks': 0}, {'skip': 'nowhere'}, {'bn': 'x'}, {'width': 0}, {'size': 0}, {'weight_decay': -1.}, {'init': 'nowhere'},
     {'method': 'mebqat', 'bits': 'W2A2,W1A1'}, {'model': 'x'}, {'data': 'nowhere'}, {'options': (('per_channel', 3.),)}], ids=str)
 def test_what_can_be_refused_is_refused_before_the_folder_is_made(tmp_path, change):
-    with pytest.raises((ValueError, FileNotFoundError)) as e: train_run(replace(TINY, **change), tmp_path/'run')
+    with pytest.raises((ValueError, FileNotFoundError)) as e: train_run(spec_of(**TINY.to_dict() | change), tmp_path/'run')
     assert '\n' not in str(e.value) and not (tmp_path/'run').exists()
 
 

@@ -117,7 +117,7 @@ def rebuild(self:ImageRecipe, about:dict, tensors:dict) -> nn.Module:
                 before=lambda model: self.spec.options.prepare(self.spec, model), **self._choices)
         if set(about['signed']) != set(bit_layers(model)): raise ValueError("the signs of its layers are not the network's")
     else: model.load_state_dict(tensors)
-    if 'found' in about:
+    if self.spec.options.trains_at == 'learned':
         with use_bits(model, self.spec.options.fixed_setting(self.spec, about)): pass
         if not all(isinstance(c, str) for c in about['concerns']): raise ValueError('its concerns are no text')
     return model

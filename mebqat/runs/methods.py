@@ -408,7 +408,7 @@ class InnerLoop(Method):
 
     def __post_init__(self):
         if not isinstance(self.inner_steps, int) or self.inner_steps < 1:
-            raise ValueError(f'an inner loop learns through 1 inner step or more; got inner_steps={self.inner_steps!r}')
+            raise ValueError(f'{self.name} learns through 1 inner step or more; got inner_steps={self.inner_steps!r}')
 
     def ways(self, n_way:int) -> int: return n_way  # classes of a test episode
 

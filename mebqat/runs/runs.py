@@ -127,7 +127,7 @@ def open_run(
     "Rebuild a trained network from its file alone; FileNotFoundError, or ValueError if the file is damaged or unfinished."
     file = weights_file(path)
     tensors, about = load_whole(file)
-    if about.get('format') not in {r.format for r in RECIPES.values()}:
+    if about.get('format') not in [r.format for r in RECIPES.values()]:
         raise ValueError(f'{file} is a checkpoint of an unfinished run; '
                          f'finish it with: mebqat train ... --out {path} --resume')
     if about.get('version') not in (1, 2):

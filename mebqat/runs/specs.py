@@ -73,7 +73,7 @@ class RunSpec:
         return f'spec_of({", ".join([repr(self.method), *(f"{k}={v!r}" for k,v in named.items())])})'
 
 # %% ../../nbs/runs/02_specs.ipynb #ea247527
-_INSTEAD = {'epochs': 'steps', 'steps': 'epochs', 'batch_size': 'n_way', 'augment': 'jitter'}
+_INSTEAD = {'epochs': 'steps', 'steps': 'epochs', 'batch_size': 'n_way', 'augment': 'jitter', 'bits': 'start'}
 
 
 def spec_of(
