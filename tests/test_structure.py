@@ -120,7 +120,7 @@ def test_module_imports_in_a_fresh_interpreter(module, tmp_path):
 def test_runtime_needs_no_development_tools(module):
     tops = {a.name.split('.')[0] for n in ast.walk(ast.parse(module.read_text(encoding='utf-8'))) if isinstance(n, ast.Import) for a in n.names}
     tops |= {n.module.split('.')[0] for n in ast.walk(ast.parse(module.read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
-    assert not tops & {'nbdev', 'fastcore', 'execnb', 'pytest'}
+    assert not tops & {'nbdev', 'execnb', 'pytest'}
 
 
 @pytest.mark.parametrize('module', MODULES, ids=by_name)
