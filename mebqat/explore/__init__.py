@@ -13,7 +13,8 @@ from .monitor import TrainingMonitor
 from .panels import Panel
 from .pickers import BitsPicker, PolicyPicker
 from .playground import FewShotPlayground
-from .quantizer_lab import QuantizerLab, Setting
+from .quantizer_lab import QuantizerLab
+from ..figures.quantizer_curves import Setting
 
 # %% ../../nbs/explore/09_explore.ipynb #f4ab76a3
 _all_ = ['BitsPicker', 'FewShotPlayground', 'FrontExplorer', 'Panel', 'PolicyPicker', 'QuantizerLab', 'Setting',
