@@ -22,7 +22,8 @@ from mebqat.models import cnn5
 from mebqat.quantizers import LSQ
 
 pytest.importorskip('anywidget', reason="anywidget is not installed; get it with: pip install 'mebqat[lab]'")
-from mebqat.explore.playground import LETTERS, PAD, CharacterPad, FewShotPlayground, Plane, Verdict
+from mebqat.explore.episode_scene import LETTERS, Plane, Verdict
+from mebqat.explore.playground import PAD_SCRIPT, CharacterPad, FewShotPlayground
 
 FP, LOW = Bits(FULL, FULL), Bits(2, 2)
 CROSS = [[[.2, .2], [.8, .8]], [[.8, .2], [.2, .8]]]
@@ -309,7 +310,7 @@ def test_the_baked_twin_moves_without_a_network(ready, page, tmp_path):
 
 def test_the_pad_draws_by_mouse_and_by_keyboard(page, tmp_path):
     file = tmp_path/'pad.html'
-    file.write_text(f'''<div id="el"></div><script type="module">{PAD.replace("export default { render }", "")}
+    file.write_text(f'''<div id="el"></div><script type="module">{PAD_SCRIPT.replace("export default { render }", "")}
         window.model = {{ strokes: [], sent: 0, get: k => model[k], set: (k, v) => {{ model[k] = v }}, save_changes: () => {{ model.sent++ }}, on: (e, f) => {{ model.changed = f }} }}
         render({{ model, el: document.getElementById('el') }}); window.up = true</script>''')
     page.goto(file.as_uri(), wait_until='commit')

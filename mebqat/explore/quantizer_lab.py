@@ -62,7 +62,7 @@ class QuantizerLab(Panel):
     value = traitlets.Instance(Setting)
 
     def __init__(self,
-        tensors:Tensor|Mapping[str, Tensor]|str|None=None, # A tensor, several by name, or a distribution; None: a normal one
+        tensors:Tensor|Mapping[str, Tensor]|str|None=None, # A tensor, several by name, or a distribution; None: normal
         value:Setting|None=None,                           # Setting to begin with; None is LSQ at 4 bits
         continuous_update:bool=True,                       # Follow the sliders while they are dragged?
     ):
@@ -105,7 +105,7 @@ def _by_name(tensors):
     named = dict(tensors) if isinstance(tensors, Mapping) else {'tensor': tensors}
     return {name: check_tensor(x, name) for name,x in named.items()}
 
-# %% ../../nbs/explore/04_quantizer_lab.ipynb #8ffaf5af
+# %% ../../nbs/explore/04_quantizer_lab.ipynb #d0b4e671
 @patch
 def _row(self:QuantizerLab, *names):
     layout = dict(flex_flow='row wrap', align_items='center', grid_gap='0 14px')
@@ -193,7 +193,7 @@ def _place(self:QuantizerLab):
                  step=has_step, start=has_step, clip=has_clip, follow=s.size_name, best=s.size_name)
     for name,there in shown.items(): k[name].layout.display = None if there else 'none'
 
-# %% ../../nbs/explore/04_quantizer_lab.ipynb #cf634cfb
+# %% ../../nbs/explore/04_quantizer_lab.ipynb #6186d6bf
 @patch
 def _draw(self:QuantizerLab):
     self._place()
