@@ -16,7 +16,7 @@ from mebqat.episodes import Episode, Episodes
 from mebqat.fewshot.evaluate import inner_answers, proto_answers
 from mebqat.runs.episodes import open_few
 from mebqat.fewshot.methods import InnerSteps
-from mebqat.fewshot.ink import MOST_BYTES, from_strokes, thin
+from mebqat.fewshot.ink import MOST_BYTES, from_strokes, skeletonize
 from mebqat.layers import quantize
 from mebqat.models import cnn5
 from mebqat.quantizers import LSQ
@@ -255,9 +255,9 @@ def test_pictures_become_the_drawing(ink, paper, mode):
 def test_thinning_keeps_lines_whole():
     y, x = np.mgrid[:80, :80]
     ring = abs(np.hypot(x - 40, y - 40) - 25) < 5
-    line = thin(ring)
+    line = skeletonize(ring)
     assert 120 < line.sum() < 200 and abs(np.hypot(*(np.nonzero(line)[::-1] - np.array([[40], [40]]))) - 25).max() < 3
-    assert not (line & ~ring).any() and thin(line).sum() == line.sum()
+    assert not (line & ~ring).any() and skeletonize(line).sum() == line.sum()
 
 
 def test_without_anywidget_the_panel_says_what_to_install(ready):

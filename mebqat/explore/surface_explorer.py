@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['methods_of', 'difference_caveat', 'SurfaceExplorer', 'Visited']
 
-# %% ../../nbs/explore/03_surface_explorer.ipynb #3e0973b6
+# %% ../../nbs/explore/03_surface_explorer.ipynb #e33b2b72
 import asyncio
 import html
 import math
@@ -82,7 +82,7 @@ class SurfaceExplorer(Panel):
         first, x = next(iter(self.methods.items()))
         self.space = BitSpace(b for x in self.methods.values() for b in _space_of(x))
         self.best = None       # the best pair that the budget allows
-        self._note = ''        # what must be said as long as the view stays
+        self._note = ''        # message that stays as long as the view
         self._named_for = None # the exploration whose classes the confusion matrix names
         self._pictures = {}    # image addresses by exploration, made once
         self._busy = False     # is `measure_all` under way?
@@ -116,7 +116,7 @@ class SurfaceExplorer(Panel):
         names = ', '.join(self.methods)
         raise traitlets.TraitError(f'there is no network {proposal["value"]!r} here; there are {names}')
 
-# %% ../../nbs/explore/03_surface_explorer.ipynb #2d909ddc
+# %% ../../nbs/explore/03_surface_explorer.ipynb #be114072
 def _space_of(x):
     "The pairs that can be shown of something, those included that are still to be measured."
     return BitSpace(getattr(x, 'space', surface_of(x)))
@@ -127,9 +127,9 @@ def _costs_of(x):
     return getattr(x, 'planned', None) or surface_of(x).points
 
 # %% ../../nbs/explore/03_surface_explorer.ipynb #71c49e5d
-_NO_ANSWERS = ('This surface holds accuracies but no answers of single images, so there is no confusion matrix and no list '
-               'of changed images. Measure it with <code>explore</code>, or with <code>mebqat surface RUN</code>, '
-               'to keep them.')
+_NO_ANSWERS = ('This surface holds accuracies but no answers of single images, so there is no confusion matrix '
+               'and no list of changed images. Measure it with <code>explore</code>, '
+               'or with <code>mebqat surface RUN</code>, to keep them.')
 _VIEWS = [('heat map', 'cells'), ('3-D relief', 'relief'), ('difference', 'difference')]
 _WRAP = dict(flex_flow='row wrap', align_items='center', grid_gap='2px 14px')
 
@@ -246,7 +246,7 @@ def _picture(self:SurfaceExplorer, x, i):
     if i not in made: made[i] = image_uri(x.images[i])
     return made[i]
 
-# %% ../../nbs/explore/03_surface_explorer.ipynb #5dc685df
+# %% ../../nbs/explore/03_surface_explorer.ipynb #7131bb84
 @patch
 def _switched(self:SurfaceExplorer):
     self.method_list.value = self.method
@@ -270,6 +270,21 @@ def _clicked(self:SurfaceExplorer, bits): self.value = nearest(self.space, bits)
 
 @patch
 def _take_best(self:SurfaceExplorer): self.value = self.best or self.value
+
+
+@patch
+def _measure(self:SurfaceExplorer, bits):
+    x = self.methods[self.method]
+    if not hasattr(x, 'measure') or bits in x: return
+    seconds, left = x.measure(bits), len(x.space) - len(x.answers)
+    text = f'{len(x.answers)} of {len(x.space)} pairs measured; {bits} took {seconds:.2g} s.'
+    if seconds > 1 and left:
+        text += (f' That is slow: "Measure all pairs" takes about {seconds*left:.0f} s more, '
+                 'after which every move is instant.')
+    self.progress.value = f'<p role="status" style="margin:2px 0">{text}</p>'
+    self.bar.value = len(x.answers)
+    self._paint()
+    self._allow()
 
 # %% ../../nbs/explore/03_surface_explorer.ipynb #f8338af8
 class Visited:
@@ -303,7 +318,7 @@ class Visited:
     def changed(self, bits:Bits, reference:Bits) -> Tensor:
         return (self.answers[bits] != self.answers[reference]).nonzero()[:, 0]
 
-# %% ../../nbs/explore/03_surface_explorer.ipynb #806b34f5
+# %% ../../nbs/explore/03_surface_explorer.ipynb #b94af66f
 @patch
 def measure(self:Visited,
     bits:Bits, # A pair of the space
@@ -323,22 +338,24 @@ def measure(self:Visited,
     self.answers[bits], self.confidence[bits] = predicted, confidence
     return seconds
 
+# %% ../../nbs/explore/03_surface_explorer.ipynb #b4a52fb1
+@patch(cls_method=True)
+def live(cls:SurfaceExplorer,
+    answer:Callable[[Bits], tuple], # Pair to (predicted class [n], confidence in 255ths [n])
+    images:Tensor,                  # Thumbnails of the first images, uint8 [m, C, H, W]
+    labels:Tensor,                  # True class of each image, [n]
+    classes:Iterable[str],          # Name of each class
+    space:BitSpace,                 # Pairs that can be visited
+    costs,                          # A CostTable or a `cost.Profile`
+    value:Bits|None=None,           # Pair to begin with; None takes the largest
+    title:str='this network',       # Its name
+) -> SurfaceExplorer:               # The explorer, with one pair measured
+    "An explorer that measures pairs as they are visited; `live_answers` makes the arguments of a network."
+    x = Visited(answer, images, labels, classes, space, costs, title)
+    x.measure(max(x.space) if value is None else value)
+    return cls(x, value)
+
 # %% ../../nbs/explore/03_surface_explorer.ipynb #0047d627
-@patch
-def _measure(self:SurfaceExplorer, bits):
-    x = self.methods[self.method]
-    if not hasattr(x, 'measure') or bits in x: return
-    seconds, left = x.measure(bits), len(x.space) - len(x.answers)
-    text = f'{len(x.answers)} of {len(x.space)} pairs measured; {bits} took {seconds:.2g} s.'
-    if seconds > 1 and left:
-        text += (f' That is slow: "Measure all pairs" takes about {seconds*left:.0f} s more, '
-                 'after which every move is instant.')
-    self.progress.value = f'<p role="status" style="margin:2px 0">{text}</p>'
-    self.bar.value = len(x.answers)
-    self._paint()
-    self._allow()
-
-
 @patch
 def measure_all(self:SurfaceExplorer):
     "Measure every pair that is left; called again while it runs, stop after the pair in hand."
@@ -362,24 +379,7 @@ async def _fill(self:SurfaceExplorer):
     self._busy, self.fill.description = False, 'Measure all pairs'
     self.fill.disabled = len(x.answers) == len(x.space)
 
-# %% ../../nbs/explore/03_surface_explorer.ipynb #5f9cde6e
-@patch(cls_method=True)
-def live(cls:SurfaceExplorer,
-    answer:Callable[[Bits], tuple], # Pair to (predicted class [n], confidence in 255ths [n])
-    images:Tensor,                  # Thumbnails of the first images, uint8 [m, C, H, W]
-    labels:Tensor,                  # True class of each image, [n]
-    classes:Iterable[str],          # Name of each class
-    space:BitSpace,                 # Pairs that can be visited
-    costs,                          # A CostTable or a `cost.Profile`
-    value:Bits|None=None,           # Pair to begin with; None takes the largest
-    title:str='this network',       # Its name
-) -> SurfaceExplorer:               # The explorer, with one pair measured
-    "An explorer that measures pairs as they are visited; `live_answers` makes the arguments of a network."
-    x = Visited(answer, images, labels, classes, space, costs, title)
-    x.measure(max(x.space) if value is None else value)
-    return cls(x, value)
-
-
+# %% ../../nbs/explore/03_surface_explorer.ipynb #55229580
 @patch
 def bake(self:SurfaceExplorer,
     path:str|Path|None=None, # File to write as well
