@@ -13,9 +13,11 @@ from mebqat.explore import panels
 from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
-from mebqat.explore.surface_explorer import BEST, CELLS, FRONT, MESH, PIN, VEIL, SurfaceExplorer, confusion_cells, frame, outline, picture
+from mebqat.explore.surface_explorer import SurfaceExplorer
+from mebqat.explore.surface_figures import SurfaceMap, cell_frame, cell_outlines, confusion_cells, image_uri
 from mebqat.figures.front import ladder
-from mebqat.explore.panels import MIXED, LiveFigure, PolicyPicker
+from mebqat.explore.panels import LiveFigure
+from mebqat.explore.pickers import LayerRow, PolicyPicker
 from mebqat.surface import Point, Surface, si
 
 
@@ -28,7 +30,7 @@ def digits(): return load_explorations(shipped('digits_exploration.safetensors')
 def explorer(digits): return SurfaceExplorer(digits, Bits(4, 4))
 
 
-def cell(explorer, bits, layer=CELLS): return explorer.figure.data[layer].z[explorer.map.w.index(bits.w)][explorer.map.a.index(bits.a)]
+def cell(explorer, bits, layer=SurfaceMap.CELLS): return explorer.figure.data[layer].z[explorer.map.w.index(bits.w)][explorer.map.a.index(bits.a)]
 
 
 def framed(explorer): return [s.to_plotly_json() for s in explorer.figure.layout.shapes]
@@ -44,11 +46,11 @@ def test_every_part_follows_the_pair(explorer, digits, bits):
     explorer.value, x = bits, digits['MEBQAT']
     p = x.at(bits)
     assert (explorer.picker.w.value, explorer.picker.a.value) == (bits.w, bits.a)
-    assert framed(explorer) == frame(explorer.map.a.index(bits.a), explorer.map.w.index(bits.w))
+    assert framed(explorer) == cell_frame(explorer.map.a.index(bits.a), explorer.map.w.index(bits.w))
     explorer.view.value = 'relief'
-    assert explorer.map.relief.data[PIN].z == (p.accuracy,)
+    assert explorer.map.relief.data[SurfaceMap.PIN].z == (p.accuracy,)
     explorer.value = Bits(4, 4)
-    assert explorer.map.relief.data[PIN].z == (x.at(Bits(4, 4)).accuracy,)
+    assert explorer.map.relief.data[SurfaceMap.PIN].z == (x.at(Bits(4, 4)).accuracy,)
     explorer.view.value, explorer.value = 'cells', bits
     assert f'{bits}: {100*p.accuracy:.1f} % ({100*p.low:.1f} to {100*p.high:.1f})' in explorer.readout.value
     want = confusion_cells(x.confusion(bits), [*x.classes])
@@ -60,7 +62,7 @@ def test_cells_hold_the_library_values_and_gaps(explorer, digits):
     for name,x in digits.items():
         explorer.method = name
         assert all(cell(explorer, b) == x.at(b).accuracy for b in x.surface)
-        assert explorer.map.relief.data[MESH].z[0][0] == x.at(Bits(2, 2)).accuracy
+        assert explorer.map.relief.data[SurfaceMap.MESH].z[0][0] == x.at(Bits(2, 2)).accuracy
     assert cell(explorer, Bits(FULL, 2)) is None
 
 
@@ -73,11 +75,11 @@ def test_sliders_move_the_value(explorer):
 
 
 def test_a_click_picks_the_cell_and_an_empty_one_its_neighbour(explorer):
-    click(explorer.figure.data[CELLS], 3, 1)
+    click(explorer.figure.data[SurfaceMap.CELLS], 3, 1)
     assert explorer.value == Bits(3, 5)
-    click(explorer.map.relief.data[MESH], 0., 6.)
+    click(explorer.map.relief.data[SurfaceMap.MESH], 0., 6.)
     assert explorer.value == Bits(8, 2)
-    click(explorer.figure.data[CELLS], 0, 7)  # FP weights with 2-bit activations: never measured
+    click(explorer.figure.data[SurfaceMap.CELLS], 0, 7)  # FP weights with 2-bit activations: never measured
     assert explorer.value == FP
 
 
@@ -86,20 +88,20 @@ def test_budgets_veil_mark_and_lead_to_the_best(explorer, digits):
     explorer.budget.bytes.index, explorer.budget.bitops.index = 3, 12
     limits = dict(max_bytes=explorer.budget.bytes.value, max_bitops=explorer.budget.bitops.value)
     dear = {b for b in x if x.at(b).bytes > limits['max_bytes'] or x.at(b).bitops > limits['max_bitops']}
-    assert dear and {b for b in x if cell(explorer, b, VEIL)} == dear
-    assert explorer.best == x.best(**limits) and str(explorer.best) in explorer.budget.said.value
+    assert dear and {b for b in x if cell(explorer, b, SurfaceMap.VEIL)} == dear
+    assert explorer.best == x.best(**limits) and str(explorer.best) in explorer.budget.report.value
     explorer.budget.go.click()
     assert explorer.value == explorer.best
     explorer.budget.over.value = 'bitops'
     front = [b for b in x.pareto('bitops') if b not in dear]
-    assert list(explorer.figure.data[FRONT].x) == outline(front, explorer.map.w, explorer.map.a, 0.12)['x']
+    assert list(explorer.figure.data[SurfaceMap.FRONT].x) == cell_outlines(front, explorer.map.w, explorer.map.a, 0.12)['x']
 
 
 def test_a_budget_that_nothing_fits_says_so(digits):
     one = Surface({Bits(4, 4): Point(.5, .4, .6, 10, 100., 5000.), Bits(2, 8): Point(.4, .3, .5, 10, 50., 9000.)})
     explorer = SurfaceExplorer(one)
     explorer.budget.bytes.index = explorer.budget.bitops.index = 0
-    assert explorer.budget.go.disabled and 'no pair has bytes' in explorer.budget.said.value and explorer.figure.data[BEST].x == ()
+    assert explorer.budget.go.disabled and 'no pair has bytes' in explorer.budget.report.value and explorer.figure.data[SurfaceMap.BEST].x == ()
     explorer.budget.bytes.index = 1
     assert explorer.best == Bits(4, 4) and not explorer.budget.go.disabled
 
@@ -180,7 +182,7 @@ def test_refuses_values_that_were_not_measured(explorer):
 
 
 def test_an_error_in_a_move_is_shown_and_taken_away(explorer, monkeypatch):
-    monkeypatch.setattr(type(explorer), '_answers', lambda self: {}['gone'])
+    monkeypatch.setattr(type(explorer), '_show_answers', lambda self: {}['gone'])
     explorer.picker.w.value = 3
     assert 'KeyError' in explorer.message
     monkeypatch.undo()
@@ -196,7 +198,7 @@ def test_captions_are_escaped_and_spoken(digits):
 
 def test_colour_images_become_pictures(digits):
     image = torch.arange(3*5*4, dtype=torch.uint8).view(3, 5, 4)
-    read = Image.open(io.BytesIO(base64.b64decode(picture(image).split(',')[1])))
+    read = Image.open(io.BytesIO(base64.b64decode(image_uri(image).split(',')[1])))
     assert read.size == (4, 5) and read.getpixel((1, 2)) == tuple(int(v) for v in image[:, 2, 1])
 
 
@@ -215,7 +217,7 @@ def test_live_measures_a_pair_once_and_fills_its_cell(digits):
     explorer.value = Bits(2, 2)
     explorer.value = Bits(4, 4)
     assert asked == [Bits(4, 4), FP, Bits(2, 2)] and cell(explorer, Bits(2, 2)) == x.at(Bits(2, 2)).accuracy
-    assert explorer.seen.at(Bits(2, 2)) == Point(**{**vars(x.at(Bits(2, 2))), 'loss': None})
+    assert explorer.methods[explorer.method].at(Bits(2, 2)) == Point(**{**vars(x.at(Bits(2, 2))), 'loss': None})
 
 
 def test_live_fills_the_rest_and_stops_when_told(digits):
@@ -276,7 +278,7 @@ def test_without_anywidget_it_still_says_what_to_install(digits, monkeypatch):
     explorer = SurfaceExplorer(digits)
     explorer.value = Bits(2, 3)
     assert not isinstance(explorer.figure, LiveFigure) and isinstance(explorer.figure, go.Figure)
-    assert "pip install 'mebqat[lab]'" in explorer.map.flat.value and framed(explorer) == frame(1, 0)
+    assert "pip install 'mebqat[lab]'" in explorer.map.flat.value and framed(explorer) == cell_frame(1, 0)
 
 
 def test_ladders_hold_costs_that_exist_and_end_without_a_limit():
@@ -311,7 +313,7 @@ def test_policies_of_a_real_cost_table(digits):
     name = costs.quantized[0]
     picker.rows[name].w.value = 8
     want = costs.at(Policy({n: Bits(8 if n == name else 4, 4) for n in costs.quantized}))
-    assert picker.cost == want and not picker.within and 'over the budget of' in picker.total.value and picker.every.w.value == MIXED
+    assert picker.cost == want and not picker.within and 'over the budget of' in picker.total.value and picker.every.w.value == LayerRow.MIXED
     shown = [l for l in want.layers if l.quantized]
     assert list(picker.figure.data[2].y) == [l.weight_bytes for l in shown] == list(picker.bake().data[2].y)
     baked = {f.name: f for f in picker.bake().frames}

@@ -61,7 +61,7 @@ def test_every_part_follows_the_point(explorer, front, costs):
         assert (shown(explorer)['chosen'].x, shown(explorer)['chosen'].y) == ((p.bytes,), (p.fitness,))
         assert [list(t.y) for t in explorer.bars.data] == [[p.policy[n].w for n in names], [p.policy[n].a for n in names], [l.weight_bytes for l in cost.layers]]
         assert f'<b>{100*p.fitness:.2f} %</b>' in explorer.readout.value and f'{cost.compression:.2f}x smaller' in explorer.readout.value
-        assert explorer.own.picker.value == p.policy and not shown(explorer)['yours'].x
+        assert explorer.editor.picker.value == p.policy and not shown(explorer)['yours'].x
 
 
 @pytest.mark.parametrize('x', ['bytes', 'bitops'])
@@ -116,7 +116,7 @@ def test_a_budget_pales_names_and_leads_to_the_best(explorer, front):
     for slider in (explorer.budget.bytes, explorer.budget.bitops): slider.index = len(slider.options)//2
     most, ops = explorer.limits
     want = front.best(most, ops)
-    assert explorer.best == want and f'Best allowed: <b>{100*want.fitness:.2f} %' in explorer.budget.said.value
+    assert explorer.best == want and f'Best allowed: <b>{100*want.fitness:.2f} %' in explorer.budget.report.value
     assert shown(explorer)['best allowed'].x == (want.bytes,)
     for t in explorer.figure.data:
         if t.customdata is None: continue
@@ -128,18 +128,18 @@ def test_a_budget_pales_names_and_leads_to_the_best(explorer, front):
     explorer.value = max(front, key=lambda p: p.bytes)
     assert 'over the budget' in explorer.readout.value
     explorer.budget.bytes.value = explorer.budget.bitops.value = INF
-    assert 'Best of all' in explorer.budget.said.value and not shown(explorer)['best allowed'].x and not explorer.figure.layout.shapes
+    assert 'Best of all' in explorer.budget.report.value and not shown(explorer)['best allowed'].x and not explorer.figure.layout.shapes
 
 
 def test_a_budget_to_begin_with_is_on_the_slider(front):
     e = FrontExplorer(front, max_bitops=1_234_567)
     assert e.limits == (INF, 1_234_567) and e.value == front.best(max_bitops=1_234_567) and ('1.23 MBitOPs', 1_234_567) in e.budget.bitops.options
-    assert e.budget.bitops.options[-1] == ('no limit', INF) and e.own is None and len(e.bars.data) == 2
+    assert e.budget.bitops.options[-1] == ('no limit', INF) and e.editor is None and len(e.bars.data) == 2
 
 
 def test_a_budget_that_nothing_meets_says_so(front):
     e = FrontExplorer(front, max_bytes=5)
-    assert e.best is None and e.budget.go.disabled and 'no point costs at most 5 B' in e.budget.said.value and not e.message
+    assert e.best is None and e.budget.go.disabled and 'no point costs at most 5 B' in e.budget.report.value and not e.message
     assert e.value == max(front, key=lambda p: p.fitness)
 
 
@@ -163,40 +163,40 @@ def test_layers_that_were_fixed_do_not_hide_a_uniform_policy(costs):
 
 def test_a_policy_by_hand_shows_its_cost_and_may_be_on_the_front(explorer, front, costs):
     explorer.value = front.points[0]
-    explorer.own.picker.rows['fc'].w.value = 7
-    mine, cost = explorer.own.picker.value, explorer.own.picker.cost
+    explorer.editor.picker.rows['fc'].w.value = 7
+    mine, cost = explorer.editor.picker.value, explorer.editor.picker.cost
     assert mine == Policy(dict(front.points[0].policy) | {'fc': Bits(7, 2)})
-    assert 'unknown' in explorer.own.said.value and shown(explorer)['yours'].x == (cost.weight_bytes,)*2
+    assert 'unknown' in explorer.editor.report.value and shown(explorer)['yours'].x == (cost.weight_bytes,)*2
     explorer.x.value = 'bitops'
     assert shown(explorer)['yours'].x == (cost.bitops,)*2
     click(explorer, front.points[5])
-    assert explorer.own.picker.value == mine  # work of a hand is kept
-    explorer.own.picker.value = front.points[1].policy
-    assert 'The front holds this policy' in explorer.own.said.value and shown(explorer)['yours'].y == (front.points[1].fitness,)
-    explorer.own.start.click()
-    assert explorer.own.picker.value == front.points[5].policy and not shown(explorer)['yours'].x
-    assert explorer.own.go.layout.display == 'none'
+    assert explorer.editor.picker.value == mine  # work of a hand is kept
+    explorer.editor.picker.value = front.points[1].policy
+    assert 'The front holds this policy' in explorer.editor.report.value and shown(explorer)['yours'].y == (front.points[1].fitness,)
+    explorer.editor.start.click()
+    assert explorer.editor.picker.value == front.points[5].policy and not shown(explorer)['yours'].x
+    assert explorer.editor.go.layout.display == 'none'
 
 
 def test_measuring_puts_the_policy_on_the_front(front, costs):
     e = FrontExplorer(front, costs, front.points[0], measure=fitness)
-    assert e.own.go.disabled
-    e.own.picker.rows['block1.conv'].w.value = 5
-    policy, cost = e.own.picker.value, e.own.picker.cost
-    e.own.go.click()
+    assert e.editor.go.disabled
+    e.editor.picker.rows['block1.conv'].w.value = 5
+    policy, cost = e.editor.picker.value, e.editor.picker.cost
+    e.editor.go.click()
     assert len(e.front) == len(front) + 1 and (e.value.policy, e.value.fitness, e.value.bytes, e.value.bitops, e.value.method) == (policy, fitness(policy), cost.weight_bytes, cost.bitops, BY_HAND)
-    assert list(shown(e)[BY_HAND].y) == [fitness(policy)] and shown(e)[BY_HAND].showlegend and e.own.go.disabled
+    assert list(shown(e)[BY_HAND].y) == [fitness(policy)] and shown(e)[BY_HAND].showlegend and e.editor.go.disabled
     assert len(front.methods) == 3 and BY_HAND in e.bake()
     e.value = front.points[3]
-    assert e.own.picker.value == front.points[3].policy
+    assert e.editor.picker.value == front.points[3].policy
 
 
 @pytest.mark.parametrize('measure, said', [(lambda p: float('nan'), 'finite number'), (lambda p: 1/0, 'ZeroDivisionError'), (lambda p: 'good', "'good'")])
 def test_a_measurement_that_fails_says_why(front, costs, measure, said):
     e = FrontExplorer(front, costs, measure=measure)
-    e.own.picker.rows['fc'].w.value = 7
-    e.own.go.click()
-    assert said in e.message and '\n' not in e.message and len(e.front) == len(front) and not e.own.go.disabled and e.own.go.description == 'Measure this policy'
+    e.editor.picker.rows['fc'].w.value = 7
+    e.editor.go.click()
+    assert said in e.message and '\n' not in e.message and len(e.front) == len(front) and not e.editor.go.disabled and e.editor.go.description == 'Measure this policy'
 
 
 def test_refusals_name_what_is_wrong(front, costs, space):

@@ -7,7 +7,7 @@ import pytest
 from mebqat.bits import FP, FULL, Bits
 from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
-from mebqat.explore.surface_explorer import confusion_cells
+from mebqat.explore.surface_figures import confusion_cells
 from mebqat.explore.panels import GONE
 from mebqat.launch import TOUR, free_port
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mebqat.files import load_whole
-from mebqat.explore.monitor import STEP, TrainingMonitor, Trail
+from mebqat.explore.monitor import STEP_LOSS, TrainingMonitor, Trail
 from mebqat.runs import spec_of, train_run
 from mebqat.train import Interrupted
 
@@ -47,7 +47,7 @@ def test_the_button_saves_and_the_run_resumes_to_the_same_bits(tmp_path, kind, b
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     shown = {t.name: (list(t.x), list(t.y)) for t in again.figure.data}
     assert shown['loss'] == ([r['step'] for r in run.history.rows], [r['loss'] for r in run.history.rows])
-    assert shown[STEP][0] == list(range(6, 13)) and {k for k in run.history.rows[0] if k.startswith('val ')} <= shown.keys()
+    assert shown[STEP_LOSS][0] == list(range(6, 13)) and {k for k in run.history.rows[0] if k.startswith('val ')} <= shown.keys()
 
 
 def test_watching_changes_nothing(tmp_path):
@@ -87,8 +87,8 @@ def test_one_training_at_a_time():
 
 
 def test_a_figure_that_fails_costs_no_training(tmp_path, monkeypatch):
-    def broken(self, shown): raise KeyError('no such trace')
-    monkeypatch.setattr(TrainingMonitor, 'follow', broken)
+    def broken(self): raise KeyError('no such trace')
+    monkeypatch.setattr(TrainingMonitor, 'draw', broken)
     monitor = TrainingMonitor(seconds=0)
     spec = SPECS['ordinary']
     train_run(spec, tmp_path/'run', on_row=monitor)

@@ -17,13 +17,14 @@ from mebqat.episodes import Episode, Episodes
 from mebqat.fewshot.evaluate import inner_correct, proto_correct
 from mebqat.runs import open_run
 from mebqat.fewshot.methods import InnerSteps
-from mebqat.fewshot.ink import MOST_BYTES, from_strokes, thin
+from mebqat.fewshot.ink import MOST_BYTES, from_strokes, skeletonize
 from mebqat.layers import quantize
 from mebqat.models import cnn5
 from mebqat.quantizers import LSQ
 
 pytest.importorskip('anywidget', reason="anywidget is not installed; get it with: pip install 'mebqat[lab]'")
-from mebqat.explore.playground import LETTERS, PAD, CharacterPad, FewShotPlayground, Plane, Verdict
+from mebqat.explore.episode_scene import LETTERS, Plane, Verdict
+from mebqat.explore.playground import PAD_SCRIPT, CharacterPad, FewShotPlayground
 
 LOW = Bits(2, 2)
 CROSS = [[[.2, .2], [.8, .8]], [[.8, .2], [.2, .8]]]
@@ -255,9 +256,9 @@ def test_pictures_become_the_drawing(ink, paper, mode):
 def test_thinning_keeps_lines_whole():
     y, x = np.mgrid[:80, :80]
     ring = abs(np.hypot(x - 40, y - 40) - 25) < 5
-    line = thin(ring)
+    line = skeletonize(ring)
     assert 120 < line.sum() < 200 and abs(np.hypot(*(np.nonzero(line)[::-1] - np.array([[40], [40]]))) - 25).max() < 3
-    assert not (line & ~ring).any() and thin(line).sum() == line.sum()
+    assert not (line & ~ring).any() and skeletonize(line).sum() == line.sum()
 
 
 def test_without_anywidget_the_panel_says_what_to_install(ready):
@@ -310,7 +311,7 @@ def test_the_baked_twin_moves_without_a_network(ready, page, tmp_path):
 
 def test_the_pad_draws_by_mouse_and_by_keyboard(page, tmp_path):
     file = tmp_path/'pad.html'
-    file.write_text(f'''<div id="el"></div><script type="module">{PAD.replace("export default { render }", "")}
+    file.write_text(f'''<div id="el"></div><script type="module">{PAD_SCRIPT.replace("export default { render }", "")}
         window.model = {{ strokes: [], sent: 0, get: k => model[k], set: (k, v) => {{ model[k] = v }}, save_changes: () => {{ model.sent++ }}, on: (e, f) => {{ model.changed = f }} }}
         render({{ model, el: document.getElementById('el') }}); window.up = true</script>''')
     page.goto(file.as_uri(), wait_until='commit')

@@ -7,7 +7,9 @@ import traitlets
 
 from mebqat.kernels import dorefa_act, dorefa_weight, lsq, pact, sat_weight
 from mebqat.figures.plots import page
-from mebqat.explore.quantizer_lab import NAMES, MOST, TYPED, Ordered, QuantizerLab, Setting, best_size, completed, measure, quantized, response, sample
+from mebqat.explore.quantizer_lab import TYPED, QuantizerLab
+from mebqat.figures.quantizer_curves import (MOST_VALUES, SCHEME_NAMES, Ordered, Setting, best_size, completed, count_levels,
+                                             quantized, response, sample)
 
 WEIGHTS = torch.randn(40, 30, 3, 3, generator=torch.Generator().manual_seed(0))*.1
 ACTS = torch.randn(9, 700, generator=torch.Generator().manual_seed(1)).relu()*2
@@ -26,7 +28,7 @@ def agrees(lab):
     mse = ((x.double() - y.double())**2).mean().item()
     traces, r = lab.figure.data, lab.result
     assert torch.allclose(r.tensor, y, rtol=1e-5, atol=1e-7) and r.tensor.shape == x.shape
-    assert r.mse == pytest.approx(mse, rel=1e-3, abs=1e-12) and f'error {r.mse:.4g}' in lab._says.value
+    assert r.mse == pytest.approx(mse, rel=1e-3, abs=1e-12) and f'error {r.mse:.4g}' in lab.report.value
     assert r.sqnr == pytest.approx(10*math.log10((x.double()**2).mean().item()/mse), abs=.02)
     levels, counts = y.unique(return_counts=True)
     pins = sorted([*zip(traces[4].x, traces[4].y), *zip(traces[5].x, traces[5].y)])
@@ -51,7 +53,7 @@ def lab(): return QuantizerLab({'weights': WEIGHTS, 'activations': ACTS})
 
 
 @pytest.mark.parametrize('source', ['weights', 'activations'])
-@pytest.mark.parametrize('scheme', NAMES)
+@pytest.mark.parametrize('scheme', SCHEME_NAMES)
 def test_every_scheme_and_width_shows_what_the_kernel_gives(lab, source, scheme):
     lab.knobs['source'].value = source
     lab.knobs['scheme'].value = scheme
@@ -86,7 +88,7 @@ def test_every_other_control(lab):
     assert k['extra'].layout.display is None and len(lab.figure.data[5].x) == 0
     k['bits'].value = 2
     moves(lambda: setattr(k['extra'], 'value', True))
-    assert len(lab.figure.data[5].x) == 1 and len(lab.result.levels) == 5 and 'has no code' in lab._says.value
+    assert len(lab.figure.data[5].x) == 1 and len(lab.result.levels) == 5 and 'has no code' in lab.report.value
     moves(lambda: setattr(k['signed'], 'value', True))
     assert not lab.value.extra
     k['scheme'].value = 'pact'
@@ -151,7 +153,7 @@ ODD = {'constant': torch.full((5,), 3.), 'one': torch.tensor([-2.]), 'tiny': tor
 @pytest.mark.parametrize('x', ODD.values(), ids=ODD)
 def test_odd_tensors_have_a_picture(x):
     lab = QuantizerLab(x)
-    for scheme in NAMES:
+    for scheme in SCHEME_NAMES:
         lab.knobs['scheme'].value = scheme
         for bits in (2, 8): lab.knobs['bits'].value = bits
         assert lab.message == '' and lab.result.tensor.shape == x.shape and lab.result.tensor.isfinite().all()
@@ -159,7 +161,7 @@ def test_odd_tensors_have_a_picture(x):
 
 
 @pytest.mark.parametrize('scheme, hidden', [('lsq', 'clip'), ('pact', 'step'), ('sat weight', 'clip')])
-def test_a_knob_out_of_sight_says_nothing(scheme, hidden):
+def test_a_knob_out_of_sightreport_nothing(scheme, hidden):
     lab = QuantizerLab(ACTS, Setting(scheme, 4))
     before = lab.value
     lab.knobs[hidden].value *= 1.1  # a browser puts a slider on its next notch
@@ -170,15 +172,15 @@ def test_ties_fall_as_in_the_kernel():
     x = torch.arange(-16, 17)/4.
     for s in (Setting('lsq', 3, step=.5, signed=True), Setting('pact', 3, clip=2., signed=True), Setting('dorefa weight', 1), Setting('sat weight', 2)):
         s, data = completed(s, Ordered(x)), Ordered(x)
-        m, counts = measure(data, s), quantized(x, s).unique(return_counts=True)[1]
+        m, counts = count_levels(data, s), quantized(x, s).unique(return_counts=True)[1]
         assert m.counts[m.counts > 0].tolist() == counts.tolist()
 
 
 def test_large_tensors_are_sampled_and_say_so():
-    x = torch.randn(MOST + 5, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(MOST_VALUES + 5, generator=torch.Generator().manual_seed(3))
     x[7] = 8.
     lab = QuantizerLab(x)
-    assert f'{MOST:,} values drawn at random from {MOST + 5:,}' in lab._says.value and lab.data().top == 8
+    assert f'{MOST_VALUES:,} values drawn at random from {MOST_VALUES + 5:,}' in lab.report.value and lab.data().top == 8
     assert lab.result.mse == pytest.approx(((x - lab.result.tensor)**2).mean().item(), rel=.01) and lab.result.tensor.shape == x.shape
 
 
@@ -200,11 +202,11 @@ def test_best_is_no_worse_than_anything_near():
             for bits in (2, 4, 8):
                 s = completed(Setting(scheme, bits), data)
                 size = s.step or s.clip
-                error = lambda f: measure(data, s, torch.tensor([[size*f]])).mse.item()
+                error = lambda f: count_levels(data, s, torch.tensor([[size*f]])).mse.item()
                 assert error(1) <= min(error(f) for f in (.5, .8, .95, .99, 1.01, 1.05, 1.2, 2))*(1 + 1e-6)
 
 
-def test_without_anywidget_the_panel_says_so(monkeypatch):
+def test_without_anywidget_the_panelreport_so(monkeypatch):
     monkeypatch.setattr('mebqat.explore.panels.find_spec', lambda name: None)
     lab = QuantizerLab(ACTS)
     lab.knobs['bits'].value = 3

@@ -9,7 +9,7 @@ from mebqat.bits import FULL, Bits
 from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.surface_explorer import SurfaceExplorer
-from mebqat.explore.panels import PolicyPicker
+from mebqat.explore.pickers import PolicyPicker
 
 
 def timed(call):

@@ -4,7 +4,8 @@ from itertools import cycle
 import torch
 from _paired import paired, report
 
-from mebqat.explore.quantizer_lab import QuantizerLab, Setting
+from mebqat.explore.quantizer_lab import QuantizerLab
+from mebqat.figures.quantizer_curves import Setting
 
 torch.set_num_threads(1)
 x = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
