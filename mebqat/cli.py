@@ -474,7 +474,7 @@ def search(
     "Find bits for each layer under a budget: a table here; policy.json, front.json and search.html in RUN or DIR. Ctrl-C keeps every score."
     with _clear_errors():
         from mebqat.runs import search as policies
-        from mebqat.mixed.search import Budget
+        from mebqat.mixed.space import Budget
         if max_bytes is max_bitops is None: raise ValueError('a search needs a budget: --max-bytes, --max-bitops or both')
         budget = Budget(_amount('max_bytes', max_bytes, 'B'), _amount('max_bitops', max_bitops, 'BitOPs'))
         settings = policies.settings_of(method, population, generations, seed)

@@ -12,7 +12,8 @@ from mebqat.evaluate import fitness, score
 from mebqat.layers import bit_layers
 from mebqat.mixed.metaquantnet import export_weights, generators
 from mebqat.runs.images import RunSpec, float_network, open_run, train_run
-from mebqat.mixed.search import Front, SearchResult
+from mebqat.mixed.front import Front
+from mebqat.mixed.ledger import SearchResult
 from mebqat.runs.registry import METHODS, names
 from mebqat.runs.settings import load_policy, save_policy, unspell
 from mebqat.surface import Surface

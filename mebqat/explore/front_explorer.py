@@ -23,7 +23,9 @@ from .panels import Panel, PolicyPicker, moving, over, show_policy
 from ..figures.front import (BY_HAND, Told, allowed, as_front, best_allowed, cost_axis, fitness_axis, fitting, front_page, looks, method_layers,
                                   stairs, with_step)
 from ..figures.plots import bar_heights, policy_bars
-from ..mixed.search import Budget, Front, Scored, number
+from ..mixed.front import Front
+from ..mixed.ledger import check_fitness
+from ..mixed.space import Budget, Scored
 from ..surface import name_figure, si, write_text
 
 # %% ../../nbs/explore/05_front_explorer.ipynb #db9eb5c7
@@ -241,7 +243,7 @@ class FrontChoice(FrontMoves):
     def _measure(self):
         policy, go = self.own.picker.value, self.own.go
         go.disabled, go.description = True, 'Measuring ...'
-        try: score, cost = number(self.measure(policy), policy), self.costs.at(policy)
+        try: score, cost = check_fitness(self.measure(policy), policy), self.costs.at(policy)
         finally: go.disabled, go.description = False, 'Measure this policy'
         point = Scored(policy, score, cost.weight_bytes, cost.bitops, BY_HAND)
         self.front = self.front.merge(Front([point]))

@@ -30,7 +30,10 @@ from ..layers import use_bits
 from ..figures.plots import page, training, write_page
 from .images import Run, weights_file
 from .registry import names
-from ..mixed.search import Budget, Front, Scored, SearchResult, SearchSpace, exact, genetic, greedy, race, random_search, uniform
+from ..mixed.front import Front
+from ..mixed.ledger import SearchResult, race
+from ..mixed.searches import exact, genetic, greedy, random_search, uniform
+from ..mixed.space import Budget, Scored, SearchSpace
 from .settings import save_policy
 from ..surface import Point, name_figure, write_text
 from ..train import progress
