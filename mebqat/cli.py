@@ -248,10 +248,10 @@ def _options(pairs) -> tuple:
 # %% ../nbs/91_cli.ipynb #927c42d4
 def _learned(run, out) -> dict:
     "What a run with learned bits found and what that costs; draws its path."
-    from mebqat.figures.predictions import cost_table
+    from mebqat.cost import profile
     from mebqat.runs.search import learned_page
     from mebqat.runs.settings import spell
-    costs = cost_table(run.model, (1, *run.about['input']))
+    costs = profile(run.model, (1, *run.about['input']))
     at = lambda bits: {'bytes': costs.at(bits).weight_bytes, 'bitops': costs.at(bits).bitops}
     learned_page(run, out)
     return {'found': spell(run.setting), 'concerns': run.concerns, 'validation': run.history.rows[-1]['val found'], 'cost': at(run.setting), 'cost at W8A8': at(Bits(8, 8)), 'cost at FP': at(Bits(32, 32))}

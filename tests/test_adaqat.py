@@ -12,7 +12,6 @@ from mebqat.mixed.adaqat import (WIDEST, AdaQAT, FracBits, Relaxed, Trajectory, 
 from mebqat.bits import FULL, Bits, Policy
 from mebqat.cost import profile
 from mebqat.data import load
-from mebqat.figures.predictions import cost_table
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import qat
 from mebqat.models import small_cnn
@@ -226,7 +225,7 @@ def test_operations_are_the_slope_of_bit_operations():
     for n in shares:
         slope = cost.at(Policy(policy | {n: Bits(6, 3)})).bitops - cost.at(Policy(policy)).bitops
         assert shares[n]*3*sum(l.macs for l in cost.layers) == pytest.approx(slope)
-    assert operations(cost_table(model, batch()[0][:1]), {'all': list(shares)}) == {'all': pytest.approx(sum(shares.values()))}
+    assert operations(profile(model, batch()[0][:1]), {'all': list(shares)}) == {'all': pytest.approx(sum(shares.values()))}
 
 
 # One layer at a time

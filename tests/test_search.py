@@ -12,7 +12,6 @@ from hypothesis import given, settings, strategies as st
 from mebqat.bits import Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load
-from mebqat.figures.predictions import cost_table
 from mebqat.layers import quantize, use_bits
 from mebqat.models import make, small_cnn
 from mebqat.quantizers import LSQ
@@ -66,9 +65,9 @@ def test_costs_are_those_of_the_network(name, side, ends):
     channels = 3 if name == 'resnet20' else 1
     kwargs = dict(ends=ends) if ends else dict(skip='ends')
     model = quantize(make(name, 10, channels, side), LSQ(), torch.randn(8, channels, side, side), **kwargs)
-    p, table = profile(model, (1, channels, side, side)), cost_table(model, (1, channels, side, side))
+    p = profile(model, (1, channels, side, side))
     space = SearchSpace(p, GRID, ends=ends)
-    assert SearchSpace(table, GRID, ends=ends).record() == SearchSpace(table, GRID).record() == SearchSpace(p.at(), GRID, ends=ends).record() == space.record()
+    assert SearchSpace(p, GRID).record() == SearchSpace(p.at(), GRID, ends=ends).record() == space.record()
     assert len(space.free) == len(p.layers) - 2 and len(space.fixed) == (2 if ends else 0)
     drawn = space.random_policies(20, rng())
     size, bitops = space.costs(space.genes(drawn))

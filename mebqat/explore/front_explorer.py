@@ -79,7 +79,7 @@ class FrontFigure:
 def bars_of(
     policy:Policy,         # Bits by layer
     names:tuple[str, ...], # Layers to show, in order
-    costs=None,            # A `CostTable` or a `cost.Profile`, for the bytes
+    costs=None,            # A `cost.CostTable`, for the bytes
 ) -> list[list]:           # Weight bits, activation bits, and bytes where the costs are known
     "Heights of the bars."
     if costs: return [*map(list, bar_heights(costs.at(policy), names))]
@@ -97,7 +97,7 @@ def widest(
 def bars_figure(
     policy:Policy,         # Bits by layer
     names:tuple[str, ...], # Layers to show, in order
-    costs=None,            # A `CostTable` or a `cost.Profile`, for the bytes
+    costs=None,            # A `cost.CostTable`, for the bytes
     most:Bits|None=None,   # Widths that must have room; None gives room to this policy
 ) -> go.Figure:            # Bits, and bytes below them
     "A policy as bars."
@@ -128,7 +128,7 @@ def own_story(
 class OwnPolicy(ipw.VBox):
     "Choose the bits of each layer beside a front."
     def __init__(self,
-        costs,                # A `CostTable` or a `cost.Profile`
+        costs,                # A `cost.CostTable`
         front:Front,          # Its policies can all be shown
         value:Policy,         # Policy to begin with
         can_measure:bool,     # Is there a function to measure with?
@@ -258,13 +258,13 @@ class FrontExplorer(FrontChoice):
 
     def __init__(self,
         front,                       # A `Front`, or a `SearchResult`
-        costs=None,                  # A `CostTable` or `cost.Profile`, to change layers by hand
+        costs=None,                  # A `cost.CostTable`, to change layers by hand
         value:Scored|None=None,      # Point to begin with; None takes the best that is allowed
         max_bytes:float|None=None,   # Budget to begin with: storage of the weights
         max_bitops:float|None=None,  # Likewise: bit operations of one image
         measure:Callable[[Policy], float]|None=None, # Scores a policy as the front's were, such as `evaluate.fitness` gives; needs `costs`
     ):
-        if measure is not None and costs is None: raise ValueError('measuring a policy needs its costs; give costs=cost_table(model, example) too')
+        if measure is not None and costs is None: raise ValueError('measuring a policy needs its costs; give costs=profile(model, example) too')
         self.front, self.costs, self.measure = as_front(front), costs, measure
         self.names, self.told = fitting(costs, self.front), Told(self.front, costs)
         begin = value if isinstance(value, Scored) and value in self.front.points else max(self.front, key=lambda p: p.fitness)

@@ -476,7 +476,7 @@ class Visited:
         labels:Tensor,                  # True class of each image, [n]
         classes:Iterable[str],          # Name of each class
         space:BitSpace,                 # Pairs that can be visited
-        costs,                          # A CostTable or a `cost.Profile`
+        costs,                          # A `cost.CostTable`
         title:str='this network',       # Its name
     ):
         if not any(l.quantized for l in costs.layers): raise ValueError('this network has no quantized layers, so its bits cannot move; call quantize(model, LSQ(), example) first')

@@ -40,7 +40,7 @@ def as_front(
 
 
 def fitting(
-    costs,          # A `CostTable` or a `cost.Profile`
+    costs,          # A `cost.CostTable`
     front:Front,    # Points to explore
 ) -> tuple[str, ...]: # Layers in the order of execution
     "The layers whose bits the front chooses (ValueError when the costs are of another network)."
@@ -232,7 +232,7 @@ def finite(limit:float) -> float|None: return limit if limit < inf else None
 
 def front_data(
     front:Front,             # Points to explore
-    costs,                   # A `CostTable` or a `cost.Profile`, or None
+    costs,                   # A `cost.CostTable`, or None
     value:Scored|None,       # Point to begin with; None takes the best that is allowed
     x:str,                   # `bytes` or `bitops`: the axis to begin with
     limits:tuple[float, float], # Bytes and bit operations allowed at the beginning
@@ -254,7 +254,7 @@ def front_data(
 # %% ../../nbs/figures/03_front.ipynb #da132134
 def front_part(
     front,                   # A `Front`, or a `SearchResult`
-    costs=None,              # A `CostTable` or a `cost.Profile`, for bytes by layer
+    costs=None,              # A `cost.CostTable`, for bytes by layer
     value:Scored|None=None,  # Point to begin with; None takes the best that is allowed
     x:str='bytes',           # `bytes` or `bitops`: the axis to begin with
     limits:tuple[float, float]=(inf, inf), # Bytes and bit operations allowed at the beginning

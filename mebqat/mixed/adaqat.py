@@ -325,7 +325,7 @@ def next_layer(
 
 # %% ../../nbs/mixed/00_adaqat.ipynb #af7fc00f
 def operations(
-    cost,                         # Has `.layers` with `name` and `macs`: a Profile, a CostTable or a Cost
+    cost,                         # Has `.layers` with `name` and `macs`: a CostTable or a Cost
     groups:Mapping[str, list[str]], # Layer names by group
 ) -> dict[str, float]:            # Shares of all multiply-accumulates
     "Each group's share of the network's operations; ValueError for a layer that the cost does not know."
@@ -350,7 +350,7 @@ class _Priced(Learner):
         start:Bits=Bits(8, 8),      # Where both widths begin
         granularity:str='global',   # `global`: one pair for the network (the paper); `layer`: one layer at a time
         hardware:str='product',     # Cost slope: `product` of the two widths, or true `bitops`
-        cost=None,                  # For `bitops`: a Profile or CostTable of the network
+        cost=None,                  # For `bitops`: a CostTable of the network
         rounding:str='ceil',        # Integer width: `ceil` or `nearest`
         ema:float=0.0,              # Share of the past in a running mean of the task slope; a variant
         patience:int=10,            # Crossings upward from one width before it freezes at the next
@@ -504,7 +504,7 @@ class _Targeted(Learner):
     def __init__(self,
         steps:int,                # Steps of the whole schedule
         target:float,             # Cost to end within: bit operations or bytes of weights
-        cost,                     # A Profile or CostTable of the network
+        cost,                     # A CostTable of the network
         measure:str='bitops',     # What `target` counts: `bitops` or `bytes`
         kappa:float=1.0,          # Nats for missing the target by its own size
         eta:float=0.5,            # Rate of the real widths, bit^2 per nat

@@ -73,7 +73,7 @@ def same_layers(
 def learner(
     method:str,    # `adaqat` or `fracbits`
     said:Mapping,  # Its options of its own, by name
-    costs=None,    # A Profile or CostTable of the network
+    costs=None,    # A `CostTable` of the network
     steps:int=1,   # Steps of the whole schedule
 ) -> Callable:     # A method for `fit`
     "The method that some settings describe (ValueError for any that it refuses)."
