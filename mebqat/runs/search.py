@@ -20,7 +20,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..mixed.adaqat import draw_trajectory
 from ..bits import Bits, Policy
 from ..cost import profile
 from ..data import Pool
@@ -31,6 +30,7 @@ from ..figures.plots import page, training, write_page
 from .images import Run, weights_file
 from .registry import names
 from ..mixed.front import Front
+from ..mixed.learned import draw_trajectory
 from ..mixed.ledger import SearchResult, race
 from ..mixed.searches import exact, genetic, greedy, random_search, uniform
 from ..mixed.space import Budget, Scored, SearchSpace

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ..mixed.adaqat import AdaQAT, FracBits
+from ..mixed.adaqat import AdaQAT
+from ..mixed.fracbits import FracBits
 from ..bits import Bits, Policy
 from ..layers import bit_layers
 from ..surface import write_text

@@ -31,7 +31,8 @@ from pathlib import Path
 import torch
 
 import mebqat
-from mebqat.mixed.adaqat import AdaQAT, FracBits
+from mebqat.mixed.adaqat import AdaQAT
+from mebqat.mixed.fracbits import FracBits
 from mebqat.batchnorm import deployed
 from mebqat.bits import Bits, BitSpace, Policy
 from mebqat.cost import profile
