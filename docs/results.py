@@ -7,7 +7,8 @@ import pandas as pd
 
 from mebqat.bits import Bits, Policy
 from mebqat.figures.plots import by_pair, compare, diagonal, part
-from mebqat.mixed.search import Front, Scored
+from mebqat.mixed.front import Front
+from mebqat.mixed.space import Scored
 from mebqat.runs.policies import from_text
 from mebqat.surface import Point, Surface
 

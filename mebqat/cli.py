@@ -76,10 +76,10 @@ def train(
 # %% ../nbs/93_cli.ipynb #927c42d4
 def _learned(run, out) -> dict:
     "What a run with learned bits found and what that costs; draws its path."
-    from mebqat.figures.predictions import cost_table
+    from mebqat.cost import profile
     from mebqat.runs.policies import to_text
     from mebqat.runs.search import learned_page
-    costs = cost_table(run.model, (1, *run.about['input']))
+    costs = profile(run.model, (1, *run.about['input']))
     at = lambda bits: {'bytes': costs.at(bits).weight_bytes, 'bitops': costs.at(bits).bitops}
     learned_page(run, out)
     return {'found': to_text(run.setting), 'concerns': run.concerns, 'validation': run.history.rows[-1]['val found'],
@@ -197,7 +197,7 @@ def search(
 ):
     "Find bits for each layer under a budget: a table here; policy.json, front.json and search.html in RUN or DIR. Ctrl-C keeps every score."
     with clear_errors('threads', 'max_bytes', 'max_bitops', 'widths', 'population', 'generations', 'by', 'fitness_images'):
-        from mebqat.mixed.search import Budget
+        from mebqat.mixed.space import Budget
         from mebqat.runs import open_run
         from mebqat.runs import search as searching
         if max_bytes is max_bitops is None: raise ValueError('a search needs a budget: --max-bytes, --max-bitops or both')

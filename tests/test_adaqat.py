@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from mebqat.mixed.adaqat import (WIDEST, AdaQAT, FracBits, Relaxed, Trajectory, between_widths, change, dice, next_layer, operations, probe,
-                           round_to_target, rows_follow, task_slope)
+from mebqat.mixed.adaqat import AdaQAT, probe, random_states, task_slope
+from mebqat.mixed.fracbits import FracBits, between_widths, round_to_target
+from mebqat.mixed.learned import WIDEST, Relaxed, Trajectory, rows_follow
 from mebqat.bits import FP, FULL, Bits, Policy
 from mebqat.cost import profile
 from mebqat.data import load
-from mebqat.figures.predictions import cost_table
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import qat
 from mebqat.models import small_cnn
@@ -96,7 +96,7 @@ def test_a_width_stays_in_its_range_and_a_frozen_one_stays_put(start, moves, rou
     for by in moves:
         frozen, n = w.frozen, w.n
         w.move(by)
-        assert 2 <= w.n <= WIDEST and abs(w.near - w.n) == 1 and w.near >= 2 and w.n in w.seen
+        assert 2 <= w.n <= WIDEST and abs(w.near - w.n) == 1 and w.near >= 2 and w.n in w.visited
         if frozen: assert w.frozen and w.n == n
 
 
@@ -142,8 +142,8 @@ def test_a_probe_touches_nothing_at_all(scheme):
                     {'torch': torch.get_rng_state(), 'method': generator.get_state(), **{n: torch.tensor(m.training) for n,m in model.named_modules()}})
     before, bits = keep(), {n: m.bits for n,m in bit_layers(model).items()}
     assert any('running_mean' in k for k in before[0]) and before[2]
-    losses = [probe(model, b, batch(1), at) for b in (Bits(3, 4), Bits(4, 3)) for at in (None, dice())]
-    next_layer(begun(AdaQAT(granularity='layer'), model, acts=True), model, batch(1))
+    losses = [probe(model, b, batch(1), at) for b in (Bits(3, 4), Bits(4, 3)) for at in (None, random_states())]
+    begun(AdaQAT(granularity='layer'), model, acts=True).next_layer(model, batch(1))
     for a,b in zip(before, keep()): assert same(a, b)
     assert bits == {n: m.bits for n,m in bit_layers(model).items()} and len(set(losses)) > 1
 
@@ -184,7 +184,7 @@ def test_rows_not_visited_move_along_and_their_ratio_stays():
     model, method = network(), AdaQAT(.2, 1., Bits(5, 5))
     fit(model, method, batches(), TrainConfig(12, .01, 'adam'))
     moved = (model.block2.conv.act_quantizer.step.log_factor.detach() - before).flatten()
-    seen = method.a['all'].seen
+    seen = method.a['all'].visited
     assert len(seen) > 2 and len({round(float(moved[n - 1]), 6) for n in seen}) == len(seen)
     assert len({round(float(moved[n - 1]), 5) for n in range(2, 17) if n not in seen}) == 1
 
@@ -221,12 +221,13 @@ def test_prices_of_all_four_kinds():
 def test_operations_are_the_slope_of_bit_operations():
     model = network()
     cost = costs(model)
-    shares = operations(cost, {n: [n] for n in ('block2.conv', 'block3.conv', 'block4.conv')})
+    shares = begun(AdaQAT(hardware='bitops', cost=cost, granularity='layer'), model).shares
+    assert [*shares] == ['block2.conv', 'block3.conv', 'block4.conv']
     policy = {n: Bits(5, 3) for n in shares}
     for n in shares:
         slope = cost.at(Policy(policy | {n: Bits(6, 3)})).bitops - cost.at(Policy(policy)).bitops
         assert shares[n]*3*sum(l.macs for l in cost.layers) == pytest.approx(slope)
-    assert operations(cost_table(model, batch()[0][:1]), {'all': list(shares)}) == {'all': pytest.approx(sum(shares.values()))}
+    assert begun(AdaQAT(hardware='bitops', cost=cost), model).shares == {'all': pytest.approx(sum(shares.values()))}
 
 
 # One layer at a time
@@ -248,15 +249,16 @@ def test_the_next_layer_is_the_largest_change_of_weights_then_the_smallest_of_in
         gaps[n] = float((q(m.weight, 3) - q(m.weight, 2)).square().mean().detach())
         m.register_forward_pre_hook(lambda m, x, n=n: inputs.update({n: x[0].detach()}))
     ordered = sorted(gaps, key=gaps.get)
-    assert next_layer(method, model, images) == ('w', ordered[-1])
+    assert method.next_layer(model, images) == ('w', ordered[-1])
     method.w[ordered[-1]].frozen = True
-    assert next_layer(method, model, images) == ('w', ordered[-2])
+    assert method.next_layer(model, images) == ('w', ordered[-2])
     for r in method.w.values(): r.frozen = True
-    chosen = next_layer(method, model, images)
-    changes = {n: change(m.act_quantizer, inputs[n], method.a[n]) for n,m in method.free.items()}
+    chosen = method.next_layer(model, images)
+    def change(m, x, width): return float((m.act_quantizer(x, width.n) - m.act_quantizer(x, width.near)).detach().square().mean())
+    changes = {n: change(m, inputs[n], method.a[n]) for n,m in method.free.items()}
     assert chosen == ('a', min(changes, key=changes.get)) and len(set(changes.values())) == 3
     for r in method.a.values(): r.frozen = True
-    assert next_layer(method, model, images) is None
+    assert method.next_layer(model, images) is None
 
 
 def test_per_layer_one_width_moves_at_a_time_and_activations_wait():

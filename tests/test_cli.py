@@ -166,7 +166,7 @@ def test_lab_copies_the_notebooks_and_keeps_what_was_changed(tmp_path):
     done = good('lab', tmp_path/'mine', '--no-open')
     names = sorted(own_names())
     assert sorted(p.relative_to(tmp_path/'mine').as_posix() for p in (tmp_path/'mine').rglob('*.ipynb')) == names and f'{len(names)} notebooks' in done.stderr
-    assert names[0] == TOUR and {'sources/00_bits.ipynb', 'sources/mixed/00_adaqat.ipynb'} < {*names} and sum('/' not in n for n in names) == 12
+    assert names[0] == TOUR and {'sources/00_bits.ipynb', 'sources/mixed/01_adaqat.ipynb'} < {*names} and sum('/' not in n for n in names) == 12
     (tmp_path/'mine'/names[0]).write_text('mine')
     (tmp_path/'mine'/names[1]).unlink()
     assert '1 notebooks' in good('lab', tmp_path/'mine', '--no-open').stderr

@@ -13,7 +13,8 @@ from mebqat.evaluate import fitness, score
 from mebqat.layers import bit_layers
 from mebqat.mixed.metaquantnet import export_weights, generators
 from mebqat.runs import open_run, spec_of, train_run
-from mebqat.mixed.search import Front, SearchResult
+from mebqat.mixed.front import Front
+from mebqat.mixed.ledger import SearchResult
 from mebqat.runs.images import ImageRecipe
 from mebqat.runs.methods import METHODS, names
 from mebqat.runs.options import flag, options_in

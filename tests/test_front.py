@@ -13,7 +13,9 @@ from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.front_explorer import FrontExplorer
 from mebqat.figures.front import BY_HAND, as_front, free_layers, front_data, front_page, front_part, stairs
-from mebqat.mixed.search import Budget, Front, Scored, SearchSpace, random_policies, random_search, undominated
+from mebqat.mixed.front import Front, undominated
+from mebqat.mixed.searches import random_search
+from mebqat.mixed.space import Budget, Scored, SearchSpace
 from test_page import visit
 
 INF = float('inf')
@@ -281,7 +283,7 @@ def test_the_page_explores_without_a_kernel(browser, page_file, front, space, sc
 def test_many_layers_and_points_fit_the_page(browser, tmp_path):
     names = [f'stage{s}.{b}.conv{c}' for s in (1, 2, 3) for b in range(4) for c in (1, 2)][:22]
     space = SearchSpace([SimpleNamespace(name=n, macs=10**6*(i + 1), weights=1000*(i + 1), quantized=True) for i,n in enumerate(names)], [Bits(w, a) for w in range(2, 9) for a in range(2, 9)])
-    points = [space.scored(p, fitness(p), m) for m,seed in (('random', 0), ('genetic', 1)) for p in random_policies(space, 100, torch.Generator().manual_seed(seed))]
+    points = [space.scored(p, fitness(p), m) for m,seed in (('random', 0), ('genetic', 1)) for p in space.random_policies(100, torch.Generator().manual_seed(seed))]
     path = tmp_path/'front.html'
     path.write_text(front_page(points, 'Many layers'), encoding='utf-8')
     page, wrong = opened(browser, path, viewport={'width': 1000, 'height': 900})

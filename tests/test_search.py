@@ -12,12 +12,14 @@ from hypothesis import given, settings, strategies as st
 from mebqat.bits import Bits, BitSpace, Policy
 from mebqat.cost import profile
 from mebqat.data import load
-from mebqat.figures.predictions import cost_table
 from mebqat.layers import quantize, use_bits
 from mebqat.models import make, small_cnn
 from mebqat.quantizers import LSQ
-from mebqat.mixed.search import (Budget, Front, Layer, Scored, SearchResult, SearchSpace, Sensitivity, by_table, crossed, descended, exact, finalists, genetic, greedy,
-                           limits_of, measure, moves, mutated, random_policies, random_policy, random_search, repair, repaired, solve, totals, uniform)
+from mebqat.mixed.front import Front
+from mebqat.mixed.ledger import SearchResult
+from mebqat.mixed.searches import (Sensitivity, crossed, exact, finalists, genetic, greedy, measure_sensitivity, mutated,
+                                   random_search, uniform)
+from mebqat.mixed.space import Budget, Layer, Scored, SearchSpace
 from mebqat.train import Interrupted
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
@@ -63,11 +65,11 @@ def test_costs_are_those_of_the_network(name, side, ends):
     channels = 3 if name == 'resnet20' else 1
     kwargs = dict(ends=ends) if ends else dict(skip='ends')
     model = quantize(make(name, 10, channels, side), LSQ(), torch.randn(8, channels, side, side), **kwargs)
-    p, table = profile(model, (1, channels, side, side)), cost_table(model, (1, channels, side, side))
+    p = profile(model, (1, channels, side, side))
     space = SearchSpace(p, GRID, ends=ends)
-    assert SearchSpace(table, GRID, ends=ends).record() == SearchSpace(table, GRID).record() == SearchSpace(p.at(), GRID, ends=ends).record() == space.record()
+    assert SearchSpace(p, GRID).record() == SearchSpace(p.at(), GRID, ends=ends).record() == space.record()
     assert len(space.free) == len(p.layers) - 2 and len(space.fixed) == (2 if ends else 0)
-    drawn = random_policies(space, 20, rng())
+    drawn = space.random_policies(20, rng())
     size, bitops = space.costs(space.genes(drawn))
     for policy,s,b in zip(drawn, size.tolist(), bitops.tolist()):
         c = p.at(policy)
@@ -90,7 +92,7 @@ def test_weights_that_something_float_reads_cost_the_same_at_any_width():
     x = torch.arange(20)[None]
     p = profile(quantize(Language(False), LSQ(), x, skip='none'), x)
     space = SearchSpace(p, GRID)
-    drawn = random_policies(space, 20, rng())
+    drawn = space.random_policies(20, rng())
     assert [space.bytes(d) for d in drawn] == space.costs(space.genes(drawn))[0].tolist() == [p.at(d).weight_bytes for d in drawn]
     assert space.record()['layers'][-1]['kept'] == 32 and 'kept' not in space.record()['layers'][0]
 
@@ -145,7 +147,7 @@ def test_refuses_spaces(args, word):
 def test_refuses_policies_of_another_network():
     space = small_space()
     for bad,word in ((Policy({'conv': Bits(4, 4)}), "'conv', which is no layer"), (Policy.uniform(space.free, Bits(4, 4)), "'l0'"), (Bits(4, 4), 'must be a Policy')):
-        for f in (space.bytes, space.bitops, lambda p: space.genes([p]), lambda p: space.scored(p, 1.), lambda p: repair(space, p, Budget(max_bytes=space.bytes(space.largest)), rng())):
+        for f in (space.bytes, space.bitops, lambda p: space.genes([p]), lambda p: space.scored(p, 1.), lambda p: space.repair(p, Budget(max_bytes=space.bytes(space.largest)), rng())):
             with pytest.raises(ValueError, match=word): f(bad)
     with pytest.raises(ValueError, match="'l1' has no candidate W16A16"): space.genes([space.uniform(Bits(16, 16))])
     assert space.bytes(space.uniform(Bits(16, 16))) > space.bytes(space.largest)
@@ -191,30 +193,29 @@ def problems(draw, most=8):
 def test_repair_meets_any_budget_and_ends(problem, seed, fill):
     space, budget = problem
     genes = (torch.rand(20, len(space.steps), generator=rng(seed))*space.steps).long()
-    out, limits = repaired(space, genes, limits_of(space, budget), rng(seed), fill), limits_of(space, budget)
+    out, limits = space.repair_genes(genes, space.limits(budget), rng(seed), fill), space.limits(budget)
     assert ((out >= 0) & (out < space.steps)).all()
     assert all(budget.allows(space.bytes(p), space.bitops(p)) for p in space.policies(out))
-    fitted = (totals(space, genes) <= limits[:, None]).all(0)
+    fitted = (space.totals(genes) <= limits[:, None]).all(0)
     if fill:
-        can, change = moves(space, out, 1)
-        assert not (can & (totals(space, out)[:, :, None] + change <= limits[:, None, None]).all(0)).any()
+        can, change = space.moves(out, 1)
+        assert not (can & (space.totals(out)[:, :, None] + change <= limits[:, None, None]).all(0)).any()
     else: assert (out <= genes).all() and torch.equal(out[fitted], genes[fitted])
 
 
 @given(problems(), st.integers(0, 2**31), st.booleans())
 def test_random_policies_fit_and_repeat(problem, seed, fill):
     space, budget = problem
-    drawn = random_policies(space, 8, rng(seed), budget, fill)
+    drawn = space.random_policies(8, rng(seed), budget, fill)
     assert all(budget.allows(space.bytes(p), space.bitops(p)) for p in drawn)
-    assert drawn == random_policies(space, 8, rng(seed), budget, fill)
-    assert random_policy(space, rng(seed), budget, fill) == random_policies(space, 1, rng(seed), budget, fill)[0]
+    assert drawn == space.random_policies(8, rng(seed), budget, fill)
 
 
 @pytest.mark.parametrize('cost, key', [('bytes', 'max_bytes'), ('bitops', 'max_bitops')])
 def test_random_policies_see_every_budget(cost, key):
     space = SearchSpace(profile(make('resnet20'), (1, 3, 32, 32)), GRID, ends=Bits(8, 8))
     f, top = getattr(space, cost), .6*getattr(space, cost)(space.largest)
-    values = np.array([f(p) for p in random_policies(space, 1000, rng(), Budget(**{key: top}))])
+    values = np.array([f(p) for p in space.random_policies(1000, rng(), Budget(**{key: top}))])
     counts, _ = np.histogram(values, bins=8, range=(f(space.smallest), top))
     assert counts.min() > 70 and counts.max() < 220  # 125 each if perfectly even; independent uniform genes leave most bins empty
 
@@ -264,7 +265,7 @@ def test_a_space_that_runs_out_ends_the_search():
 
 def test_start_policies_come_first_and_repaired():
     space, budget = small_space(), part(small_space())
-    fits = repair(space, space.largest, budget, rng())
+    fits = space.repair(space.largest, budget, rng())
     r = genetic(space, toy(space), budget, generations=2, start=[fits, space.largest])
     assert r.evaluated[0].policy == fits and budget.allows(r.evaluated[1].bytes, 0) and r.evaluations > 2
     with pytest.raises(ValueError, match='no candidate'): genetic(space, toy(space), budget, start=[space.uniform(Bits(5, 5))])
@@ -376,7 +377,8 @@ def test_stop_is_asked_after_each_score(tmp_path):
 KILLED = '''
 import os, sys, time
 from mebqat.bits import BitSpace
-from mebqat.mixed.search import Budget, Layer, SearchSpace, genetic
+from mebqat.mixed.searches import genetic
+from mebqat.mixed.space import Budget, Layer, SearchSpace
 space = SearchSpace([Layer(f'l{i}', 1000*(i + 2), 100*(8 - i) + 7) for i in range(8)], BitSpace.grid((2, 3, 4, 8), (2, 3, 4, 8)))
 calls = []
 def fitness(p):
@@ -440,7 +442,7 @@ def test_a_checkpoint_belongs_to_one_search(tmp_path):
 
 
 def test_a_full_disk_keeps_the_file_before(tmp_path, monkeypatch):
-    import mebqat.mixed.search as module
+    import mebqat.mixed.ledger as module
     space, file, calls = small_space(), tmp_path/'s.json', []
     real = module.write_text
     def full(path, text):
@@ -453,7 +455,7 @@ def test_a_full_disk_keeps_the_file_before(tmp_path, monkeypatch):
 
 def test_known_scores_save_calls_and_count():
     space, budget = small_space(6), part(small_space(6))
-    drops = measure(space, toy(space))
+    drops = measure_sensitivity(space, toy(space))
     for method,kwargs in ((greedy, {}), (exact, {})):
         fitness, calls = counted(toy(space))
         r = method(space, fitness, budget, known=drops.points, **kwargs)
@@ -480,7 +482,7 @@ def test_exact_is_exact(problem, seed):
     noise = (torch.rand(sum(steps), generator=rng(seed), dtype=torch.float64) - .2).tolist()
     rows = [[noise.pop() for _ in range(n - 1)] + [0.] for n in steps]
     s = Sensitivity(space, 1., tuple(map(tuple, rows)))
-    found = solve(s, budget)
+    found = s.solve(budget)
     assert budget.allows(space.bytes(found), space.bitops(found))
     assert s.predict(found) == pytest.approx(brute(space, budget, s.predict), abs=1e-8)
 
@@ -500,7 +502,7 @@ def test_exact_on_a_large_space_against_dynamic_programming(seed):
                 if total <= limit: after[total] = min(after.get(total, math.inf), lost + d)
         best = after
     s = Sensitivity(space, 1., tuple(map(tuple, drops)))
-    assert s.predict(solve(s, Budget(max_bytes=limit/8))) == pytest.approx(1 - min(best.values()), abs=1e-9)
+    assert s.predict(s.solve(Budget(max_bytes=limit/8))) == pytest.approx(1 - min(best.values()), abs=1e-9)
 
 
 @pytest.mark.parametrize('scale', [1e-9, 1e9, 0.])
@@ -512,9 +514,9 @@ def test_exact_at_any_scale_of_fitness(scale):
 
 def test_an_additive_fitness_is_predicted():
     space, budget = small_space(6), part(small_space(6), .5, .4)
-    drops = measure(space, toy(space))
+    drops = measure_sensitivity(space, toy(space))
     assert len(drops.points) == 1 + int((space.steps - 1).sum()) and drops.base == toy(space)(space.largest)
-    for p in random_policies(space, 20, rng()): assert drops.predict(p) == pytest.approx(toy(space)(p))
+    for p in space.random_policies(20, rng()): assert drops.predict(p) == pytest.approx(toy(space)(p))
     df = drops.to_frame()
     assert df.shape == (8, 4) and list(df.columns) == [2, 3, 4, 8] and (df[8] == 0).all()
     one = dict(space.largest) | {'l2': Bits(3, 8)}
@@ -540,8 +542,8 @@ def test_greedy_by_hand():
     assert greedy(space, fitness, Budget(max_bytes=7)).best.policy == Policy({'a': Bits(4, 8), 'b': Bits(3, 8)})
     dear = SearchSpace([Layer('a', 1, 80), Layer('b', 1, 40), Layer('c', 1, 40)], [Bits(w, 8) for w in (3, 4)])
     per_layer = lambda p: -sum(loss*(p[n].w == 3) for n,loss in (('a', .3), ('b', .25), ('c', .2)))
-    found = descended(dear, limits_of(dear, Budget(max_bytes=70)), by_table(measure(dear, per_layer)))
-    assert found.tolist() == [0, 1, 1]  # a loses most, but least per byte
+    found = greedy(dear, per_layer, Budget(max_bytes=70), measure_sensitivity(dear, per_layer)).best.policy
+    assert [found[n].w for n in 'abc'] == [3, 4, 4]  # a loses most, but least per byte
 
 
 def test_without_scipy_the_extra_is_named(monkeypatch):
@@ -592,7 +594,7 @@ def test_a_bad_file_is_refused(spoil, word, tmp_path):
 def cloud(n, seed, method='', space=small_space()):
     "Random points with random policies."
     v = torch.rand(n, 3, generator=rng(seed), dtype=torch.float64).tolist()
-    return [Scored(p, f, 1000*b, int(1e6*o), method) for p,(f,b,o) in zip(random_policies(space, n, rng(seed)), v)]
+    return [Scored(p, f, 1000*b, int(1e6*o), method) for p,(f,b,o) in zip(space.random_policies(n, rng(seed)), v)]
 
 
 @given(st.integers(1, 40), st.integers(0, 999), st.sampled_from([('bytes',), ('bitops',), ('bytes', 'bitops')]), st.integers(1, 8))

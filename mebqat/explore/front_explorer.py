@@ -24,7 +24,9 @@ from ..figures.front import (BY_HAND, Told, allowed, as_front, best_allowed, cos
                                   front_page, looks, method_layers, stairs, with_step)
 from ..figures.plots import bar_heights, policy_bars
 from ..files import write_text
-from ..mixed.search import Budget, Front, Scored, number
+from ..mixed.front import Front
+from ..mixed.ledger import check_fitness
+from ..mixed.space import Budget, Scored
 from ..surface import name_figure, si
 
 # %% ../../nbs/explore/08_front_explorer.ipynb #db9eb5c7
@@ -142,7 +144,7 @@ def hand_made_report(
 class PolicyEditor(ipw.VBox):
     "Choose the bits of each layer beside a front."
     def __init__(self,
-        costs,                # A `CostTable` or a `cost.Profile`
+        costs,                # A `cost.CostTable`
         front:Front,          # Its policies can all be shown
         value:Policy,         # Policy to begin with
         can_measure:bool,     # Is there a function to measure with?
@@ -171,14 +173,14 @@ class FrontExplorer(Panel):
 
     def __init__(self,
         front,                       # A `Front`, or a `SearchResult`
-        costs=None,                  # A `CostTable` or `cost.Profile`, to change layers by hand
+        costs=None,                  # A `cost.CostTable`, to change layers by hand
         value:Scored|None=None,      # Point to begin with; None takes the best that is allowed
         max_bytes:float|None=None,   # Budget to begin with: storage of the weights
         max_bitops:float|None=None,  # Likewise: bit operations of one image
         measure:Callable[[Policy], float]|None=None, # Scores a policy as the front's were; needs `costs`
     ):
         if measure is not None and costs is None:
-            raise ValueError('measuring a policy needs its costs; give costs=cost_table(model, example) too')
+            raise ValueError('measuring a policy needs its costs; give costs=profile(model, example) too')
         self.front, self.costs, self.measure = as_front(front), costs, measure
         self.names, self.words = fitting(costs, self.front), Told(self.front, costs)
         self.best, self.steps = None, ()     # best point that the budget allows; points along the staircase
@@ -318,7 +320,7 @@ def _edited(self:FrontExplorer):
 def _measure(self:FrontExplorer):
     policy, go = self.editor.picker.value, self.editor.go
     go.disabled, go.description = True, 'Measuring ...'
-    try: score, cost = number(self.measure(policy), policy), self.costs.at(policy)
+    try: score, cost = check_fitness(self.measure(policy), policy), self.costs.at(policy)
     finally: go.disabled, go.description = False, 'Measure this policy'
     point = Scored(policy, score, cost.weight_bytes, cost.bitops, BY_HAND)
     self.front = self.front.merge(Front([point]))

@@ -186,7 +186,7 @@ class PolicyPicker(Panel):
     value = traitlets.Instance(Policy)
 
     def __init__(self,
-        costs,                                       # `Exploration.costs` or a `cost.Profile`
+        costs,                                       # A `cost.CostTable`
         w:Iterable[int]=(2, 3, 4, 5, 6, 7, 8, FULL), # Weight widths to offer
         a:Iterable[int]=(2, 3, 4, 5, 6, 7, 8, FULL), # Activation widths to offer
         value:Policy|Bits|None=None,                 # Policy to begin with, or one pair for all; None takes the largest

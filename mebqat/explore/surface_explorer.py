@@ -296,7 +296,7 @@ class Visited:
         labels:Tensor,                  # True class of each image, [n]
         classes:Iterable[str],          # Name of each class
         space:BitSpace,                 # Pairs that can be visited
-        costs,                          # A CostTable or a `cost.Profile`
+        costs,                          # A `cost.CostTable`
         title:str='this network',       # Its name
     ):
         if not any(l.quantized for l in costs.layers):
@@ -347,7 +347,7 @@ def live(cls:SurfaceExplorer,
     labels:Tensor,                  # True class of each image, [n]
     classes:Iterable[str],          # Name of each class
     space:BitSpace,                 # Pairs that can be visited
-    costs,                          # A CostTable or a `cost.Profile`
+    costs,                          # A `cost.CostTable`
     value:Bits|None=None,           # Pair to begin with; None takes the largest
     title:str='this network',       # Its name
 ) -> SurfaceExplorer:               # The explorer, with one pair measured

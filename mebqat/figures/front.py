@@ -17,7 +17,8 @@ from math import inf
 
 from ..bits import FULL
 from .plots import choosable, embed, log_axis, page
-from ..mixed.search import Budget, Front, Scored, best_point, draw_front, scored_by, undominated
+from ..mixed.front import Front, undominated
+from ..mixed.space import Scored
 from ..surface import si
 
 # %% ../../nbs/figures/03_front.ipynb #205c1ecd
@@ -31,7 +32,7 @@ def as_front(
     if callable(getattr(front, 'points', None)): front = Front.of(front)
     try: front = front if isinstance(front, Front) else Front(front)
     except TypeError: raise ValueError(f'a FrontExplorer shows a Front, got {type(front).__name__}; make one with Front.of or read one with Front.load') from None
-    if (by := scored_by([front])) != 'accuracy': raise ValueError(f'a FrontExplorer shows accuracies, and these policies are scored by {by}; measure the accuracy of the best, as mebqat search --by {by} does')
+    if (by := front.by) != 'accuracy': raise ValueError(f'a FrontExplorer shows accuracies, and these policies are scored by {by}; measure the accuracy of the best, as mebqat search --by {by} does')
     names = {*front.points[0].policy}
     if odd := [p for p in front if {*p.policy} != names]:
         raise ValueError(f'this front mixes networks: one policy is for {", ".join(sorted({*odd[0].policy} ^ names)[:3])}, another is not; explore each network by itself')
@@ -39,7 +40,7 @@ def as_front(
 
 
 def fitting(
-    costs,          # A `CostTable` or a `cost.Profile`
+    costs,          # A `cost.CostTable`
     front:Front,    # Points to explore
 ) -> tuple[str, ...]: # Layers in the order of execution
     "The layers whose bits the front chooses (ValueError when the costs are of another network)."
@@ -150,10 +151,10 @@ def fitness_axis(
 def looks(
     front:Front, # Points by any methods
 ) -> dict[str, dict]: # Marker of each method, of policies made by hand too
-    "Colours and symbols as `draw_front` gives them."
+    "Colours and symbols as `Front.plot` gives them."
     one = [next(p for p in front if p.method == m) for m in front.methods]
     if BY_HAND not in front.methods: one.append(replace(one[0], method=BY_HAND))
-    drawn = draw_front(Front(one)).data
+    drawn = Front(one).plot().data
     return {p.method: dict(color='#767676' if t.marker.color == '#000000' else t.marker.color, symbol=t.marker.symbol) for p,t in zip(one, drawn)}
 
 # %% ../../nbs/figures/03_front.ipynb #3260f052
@@ -179,7 +180,8 @@ def best_allowed(
 ) -> Scored:                     # The most accurate; of equals, the cheapest
     "The best point of a budget, or of all (ValueError when none fits)."
     points = list(points)
-    return best_point(points, Budget(*(v if v < inf else None for v in limits)) if min(limits) < inf else Budget(max_bitops=max(1, *(p.bitops for p in points))))
+    if min(limits) == inf: return min(points, key=lambda p: p.rank)
+    return Front(points).best(*(v if v < inf else None for v in limits))
 
 
 def method_layers(
@@ -230,7 +232,7 @@ def finite(limit:float) -> float|None: return limit if limit < inf else None
 
 def front_data(
     front:Front,             # Points to explore
-    costs,                   # A `CostTable` or a `cost.Profile`, or None
+    costs,                   # A `cost.CostTable`, or None
     value:Scored|None,       # Point to begin with; None takes the best that is allowed
     x:str,                   # `bytes` or `bitops`: the axis to begin with
     limits:tuple[float, float], # Bytes and bit operations allowed at the beginning
@@ -252,7 +254,7 @@ def front_data(
 # %% ../../nbs/figures/03_front.ipynb #da132134
 def front_part(
     front,                   # A `Front`, or a `SearchResult`
-    costs=None,              # A `CostTable` or a `cost.Profile`, for bytes by layer
+    costs=None,              # A `cost.CostTable`, for bytes by layer
     value:Scored|None=None,  # Point to begin with; None takes the best that is allowed
     x:str='bytes',           # `bytes` or `bitops`: the axis to begin with
     limits:tuple[float, float]=(inf, inf), # Bytes and bit operations allowed at the beginning

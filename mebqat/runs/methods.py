@@ -358,7 +358,7 @@ class FracBitsOptions(LearnedBits):
 
     def learner(self, costs, steps):
         "The method (ValueError for what it refuses)."
-        from mebqat.mixed.adaqat import FracBits
+        from mebqat.mixed.fracbits import FracBits
         options = self.named()
         targets = {m: options.pop(f'target_{m}') for m in ('bytes', 'bitops') if f'target_{m}' in options}
         if len(targets) != 1:

@@ -20,20 +20,23 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..mixed.adaqat import draw_trajectory
 from ..bits import Bits, Policy
+from ..cost import profile
 from ..data import Pool
 from ..evaluate import fitness, protocol, score
-from ..files import write_text
-from ..figures.predictions import cost_table
 from ..figures.front import front_look, front_part
-from ..layers import use_bits
 from ..figures.plots import page, training, write_page
+from ..files import write_text
+from ..layers import use_bits
+from ..mixed.front import Front
+from ..mixed.learned import draw_trajectory
+from ..mixed.ledger import SearchResult, race
+from ..mixed.searches import exact, genetic, greedy, random_search, uniform
+from ..mixed.space import Budget, Scored, SearchSpace
 from .disk import weights_file
-from .runs import Run
 from .methods import names
-from ..mixed.search import Budget, Front, Scored, SearchResult, SearchSpace, exact, genetic, greedy, race, random_search, uniform
 from .policies import save_policy
+from .runs import Run
 from ..surface import Point, name_figure
 from ..train import progress
 
@@ -93,7 +96,7 @@ def space_of(
     "The policies of a run's network; ValueError for a run or a pair that a search can do nothing with."
     for_many(run)
     choices = tuple(choices)
-    space = SearchSpace(cost_table(run.model, (1, *run.about['input'])), choices)
+    space = SearchSpace(profile(run.model, (1, *run.about['input'])), choices)
     for bits in choices:
         with use_bits(run.model, space.uniform(bits)): pass
     return space
@@ -266,7 +269,7 @@ def keep_found(
         f'<p>Network: one {html.escape(spec.method)} network ({spec.quantization.scheme}). Budget: {found.budget}. {r.evaluations} policies were scored by {r.meta.get("by", "accuracy")} in the {r.method} search on {r.meta["images"]} images held out of the training '
         f'part, batch norm re-estimated for each; then the policy found and the best uniform pair were measured once on the test images. Intervals are 95 %.</p>',
         found.to_frame(), race({r.method: r} | ({'uniform pairs': found.line} if found.line and r is not found.line else {}), '', 'The best score on held-out images within the budget, as policies were scored.'),
-        f'<h2>{"The fittest policies" if "by" in r.meta else "Every policy scored"} within the budget, by held-out accuracy</h2>', front_part(front, cost_table(found.run.model, (1, *found.run.about['input'])), found.at(found.policy)),
+        f'<h2>{"The fittest policies" if "by" in r.meta else "Every policy scored"} within the budget, by held-out accuracy</h2>', front_part(front, profile(found.run.model, (1, *found.run.about['input'])), found.at(found.policy)),
         'The policy found:', policy_frame(found.policy)]
     write_text(folder/'search.html', page(f'Bits under a budget: {spec.network.model} on {Path(spec.inputs.data).name}', parts, **front_look()))
 

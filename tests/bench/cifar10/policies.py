@@ -32,7 +32,8 @@ import torch
 
 import mebqat
 from mebqat.files import load_whole, save_whole, write_text
-from mebqat.mixed.adaqat import AdaQAT, FracBits
+from mebqat.mixed.adaqat import AdaQAT
+from mebqat.mixed.fracbits import FracBits
 from mebqat.batchnorm import deployed
 from mebqat.bits import FP, Bits, BitSpace, Policy
 from mebqat.cost import profile
@@ -44,7 +45,9 @@ from mebqat.methods import float_training, qat
 from mebqat.methods import mebqat as any_bits
 from mebqat.models import resnet20
 from mebqat.quantizers import LSQ
-from mebqat.mixed.search import Budget, SearchResult, SearchSpace, exact, finalists, genetic, greedy, measure, random_search, uniform
+from mebqat.mixed.ledger import SearchResult
+from mebqat.mixed.searches import exact, finalists, genetic, greedy, measure_sensitivity, random_search, uniform
+from mebqat.mixed.space import Budget, SearchSpace
 from mebqat.surface import wilson
 from mebqat.train import Batches, TrainConfig, fit
 
@@ -281,7 +284,7 @@ class Experiment:
         def settings(name):
             (a.out/name).mkdir(parents=True, exist_ok=True)
             return dict(meta=meta, checkpoint=a.out/name/'search.json', resume=True)
-        drops = measure(space, score, **settings(f'{net}-sensitivity{self.suffix}'))
+        drops = measure_sensitivity(space, score, **settings(f'{net}-sensitivity{self.suffix}'))
         n = min(50, max(4, a.evaluations//8))
         family = dict(population=n, generations=a.evaluations//n, parents=max(2, n//5), mutants=n//2, crossovers=n//2)
         calls = {'genetic': lambda b, **k: genetic(space, score, b, seed=a.seed, **family, **k), 'random': lambda b, **k: random_search(space, score, b, a.evaluations, a.seed, **k),
