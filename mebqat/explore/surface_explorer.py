@@ -101,7 +101,7 @@ class SurfaceExplorer(Panel):
         self.observe(self._on(self._moved), 'value')
         self.observe(self._on(self._switched), 'method')
         self.budget.go.on_click(self._on(self._take_best))
-        self.fill.on_click(self._on(self.measure_all))
+        self.fill.on_click(self.guarded(lambda button: self.measure_all()))
 
     def _on(self, call): return self.guarded(lambda change: call())
 
