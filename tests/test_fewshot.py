@@ -20,7 +20,8 @@ from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
 from mebqat.episodes import Episode, Episodes
 from mebqat.fewshot.evaluate import EpisodeScores, adaptation_curve, inner_correct, proto_correct, sweep_episodes
-from mebqat.fewshot.methods import FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss, split_stem, trainable
+from mebqat.fewshot.methods import (FewShot, InnerSteps, Prototypes, maml, mebqat_maml, mebqat_pn, pn, proto_loss,
+                                    split_stem, task_loss, trainable)
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn4, cnn5
 from mebqat.quantizers import LSQ, SAT, DoReFa
@@ -147,16 +148,16 @@ def test_every_image_takes_its_turn_as_support(n_way, k_shot, n_query, seed):
     z = torch.randn(n_way, k_shot + n_query, 4, generator=gen(seed), dtype=torch.float64)
     flat, labels = torch.cat([z[:, :k_shot].flatten(0, 1), z[:, k_shot:].flatten(0, 1)]), torch.arange(n_way).repeat_interleave(n_query)
     losses = [F.cross_entropy(answers_by_hand(z, t, k_shot), labels) for t in range(k_shot + n_query)]
-    loss, right = proto_loss(flat, labels, n_way, turns=True)
+    loss, right = task_loss(flat, labels, n_way, turns=True)
     assert_close(loss, sum(losses)/len(losses))
     assert torch.equal(right, proto_loss(flat, labels, n_way)[1])
     assert_close(proto_loss(flat, labels, n_way)[0], losses[0])
     own = (2*flat).requires_grad_()
-    taught, plain = (proto_loss(flat.requires_grad_(), labels, n_way, turns=True, teacher=t)[0] for t in (own, None))
+    taught, plain = (task_loss(flat.requires_grad_(), labels, n_way, turns=True, teacher=t)[0] for t in (own, None))
     least = [-(p*p.log()).sum(1).mean() for t in range(k_shot + n_query) for p in [answers_by_hand(2*z, t, k_shot).softmax(1)]]
     assert taught - plain >= sum(least)/len(least) - 1e-9  # a cross entropy is at least the teacher's entropy
     assert torch.autograd.grad(taught, (flat, own), allow_unused=True)[1] is None
-    agreeing = proto_loss(flat, labels, n_way, turns=True, teacher=flat)[0] - plain
+    agreeing = task_loss(flat, labels, n_way, turns=True, teacher=flat)[0] - plain
     least = [-(p*p.log()).sum(1).mean() for t in range(k_shot + n_query) for p in [answers_by_hand(z, t, k_shot).softmax(1)]]
     assert_close(agreeing, sum(least)/len(least))
 
@@ -168,12 +169,11 @@ def test_a_shared_stem_changes_nothing(pairs, scheme, i, frozen, distill):
     model, e = network(scheme=scheme).double(), double(Episodes(pool(), 3, 1, 2)[i])
     for p in list(split_stem(model)[0].parameters())[:(0, 1, 9)[frozen]]: p.requires_grad_(False)
     shared, apart = (Prototypes(share_stem=s, distill=distill).tasks(model, pairs, e) for s in (True, False))
-    for column, (a, b) in enumerate(zip(zip(*shared), zip(*apart))):
-        if column < 2: assert_close(a, b)
-        else:
-            a, b = (sum((g for g in c if g is not None), torch.zeros(())) for c in (a, b))
-            assert_close(a, b, atol=1e-9, rtol=1e-7)
-    assert len(shared[0]) == len(apart[0]) == 2 + len(trainable(model))
+    for a, b in zip(shared, apart): assert_close((a.loss, a.accuracy), (b.loss, b.accuracy))
+    for columns in zip(*(zip(*(r.grads for r in results)) for results in (shared, apart))):
+        a, b = (sum((g for g in c if g is not None), torch.zeros(())) for c in columns)
+        assert_close(a, b, atol=1e-9, rtol=1e-7)
+    assert len(shared[0].grads) == len(apart[0].grads) == len(trainable(model))
 
 
 @pytest.mark.parametrize('case', [c for c in STEPS if c != 'everything'] + ['every step', 'no steps'])
@@ -256,6 +256,21 @@ def test_without_a_gpu_replay_only_calls():
     replay = Replay(lambda key, *t: (calls.append((key, t)), [t[0]*2, None])[1])
     assert replay('k', x)[0].equal(2*x) and replay('k', x)[1] is None
     assert [(k, t[0] is x) for k,t in calls] == [('k', True)]*2 and not replay.graphs
+
+
+@pytest.mark.parametrize('case', [c for c in STEPS if 'apart' not in c])
+def test_a_task_survives_being_taken_apart_for_the_recording(case, monkeypatch):
+    "The path of recorded steps, where nothing is recorded."
+    method, n = STEPS[case]
+    model, episodes = network(isinstance(method.learner, InnerSteps)).double().train(), drawn(n)
+    step, before = method(model, episodes, gen(0)), grads(model)
+    monkeypatch.setattr('mebqat.fewshot.methods._recordable', lambda *_: True)
+    model.zero_grad()
+    again = method(model, episodes, gen(0))
+    assert_close(again.loss, step.loss, rtol=1e-5, atol=1e-6)
+    for k,g in grads(model).items():
+        if g is None: assert before[k] is None, k
+        else: assert_close(g, before[k], rtol=1e-6, atol=1e-9, msg=k)
 
 
 @gpu
