@@ -20,7 +20,7 @@ import traitlets
 from ..bits import FULL, Bits, Policy
 from .surface_explorer import Budget as BudgetSliders
 from .panels import Panel, PolicyPicker, moving, over, show_policy
-from ..figures.front import (BY_HAND, Told, allowed, as_front, best_allowed, cost_axis, fitness_axis, fitting, front_page, looks, method_layers,
+from ..figures.front import (BY_HAND, FrontText, is_allowed, to_front, best_within, cost_axis, fitness_axis, layers_of, front_page, method_markers, method_layers,
                                   stairs, with_step)
 from ..figures.plots import bar_heights, policy_bars
 from ..mixed.front import Front
@@ -35,7 +35,7 @@ class FrontFigure:
         front:Front,   # Points to draw
         pick:Callable, # Called with the position of the point of a click
     ):
-        self.looks, fig = looks(front), go.Figure()
+        self.looks, fig = method_markers(front), go.Figure()
         for m,look in self.looks.items():
             how = dict(name=m or 'points', legendgroup=m, hoverinfo='text')
             fig.add_scatter(mode='markers', showlegend=False, **how)
@@ -50,7 +50,7 @@ class FrontFigure:
         for trace in self.figure.data[:-3]: trace.on_click(lambda trace, points, state: points.point_inds and pick(trace.customdata[points.point_inds[0]]))
 
     def paint(self,
-        told:Told,  # The front and its words
+        told:FrontText,  # The front and its words
         x:str,      # `bytes` or `bitops`
         limits:tuple[float, float], # Bytes and bit operations allowed
         anew:bool,  # Do the axes change too?
@@ -112,7 +112,7 @@ def bars_figure(
 
 # %% ../../nbs/explore/05_front_explorer.ipynb #ffbab7c8
 def own_story(
-    told:Told,      # The front and its words
+    told:FrontText,      # The front and its words
     policy:Policy,  # Made by hand
     cost,           # Its cost
     known:Scored|None, # The point of the front that has this policy
@@ -120,7 +120,7 @@ def own_story(
 ) -> str:           # One or two sentences
     "What is known of a policy made by hand."
     if known: return f'The front holds this policy: {told.short(known)}.'
-    within = [p for p in told.front if allowed(p, (cost.weight_bytes, cost.bitops))]
+    within = [p for p in told.front if is_allowed(p, (cost.weight_bytes, cost.bitops))]
     what = f'The best of the front that costs no more: {told.short(max(within, key=lambda p: (p.fitness, -p.bitops)))}.' if within else 'Nothing on the front costs as little.'
     return f'The accuracy of this policy is unknown: the front does not hold it{", but it can be measured" if can else ""}. {what}'
 
@@ -188,13 +188,13 @@ class FrontMoves(FrontParts):
         self.map.paint(self.told, x, self.limits, state != self._drawn)
         self._drawn = state
         self._choose()
-        self.steps = stairs([p for p in self.front if allowed(p, self.limits)] or self.front, x)
+        self.steps = stairs([p for p in self.front if is_allowed(p, self.limits)] or self.front, x)
         self._hold(options=[(f'{si(getattr(p, x), "B" if x == "bytes" else "")}: {100*p.fitness:.1f} %', i) for i,p in enumerate(self.steps)])
         self._moved()
 
     def _choose(self):
         is_limited, x = min(self.limits) < inf, self.x.value
-        try: self.best, said = (best := best_allowed(self.front, self.limits)), f'Best {"allowed" if is_limited else "of all"}: <b>{html.escape(self.told.short(best))}</b>.'
+        try: self.best, said = (best := best_within(self.front, self.limits)), f'Best {"allowed" if is_limited else "of all"}: <b>{html.escape(self.told.short(best))}</b>.'
         except ValueError as e: self.best, said = None, html.escape(f'{e}.')
         self.budget.go.disabled, self.budget.said.value = self.best is None, f'<p role="status" style="margin:2px 0">{said}</p>'
         with self.figure.batch_update(): self.map.put(self.map.best, *((getattr(self.best, x), self.best.fitness) if is_limited and self.best else ()))
@@ -247,7 +247,7 @@ class FrontChoice(FrontMoves):
         finally: go.disabled, go.description = False, 'Measure this policy'
         point = Scored(policy, score, cost.weight_bytes, cost.bitops, BY_HAND)
         self.front = self.front.merge(Front([point]))
-        self.told, self.own.begun = Told(self.front, self.costs), policy
+        self.told, self.own.begun = FrontText(self.front, self.costs), policy
         self._paint()
         self.value = point
 
@@ -265,8 +265,8 @@ class FrontExplorer(FrontChoice):
         measure:Callable[[Policy], float]|None=None, # Scores a policy as the front's were, such as `evaluate.fitness` gives; needs `costs`
     ):
         if measure is not None and costs is None: raise ValueError('measuring a policy needs its costs; give costs=profile(model, example) too')
-        self.front, self.costs, self.measure = as_front(front), costs, measure
-        self.names, self.told = fitting(costs, self.front), Told(self.front, costs)
+        self.front, self.costs, self.measure = to_front(front), costs, measure
+        self.names, self.told = layers_of(costs, self.front), FrontText(self.front, costs)
         begin = value if isinstance(value, Scored) and value in self.front.points else max(self.front, key=lambda p: p.fitness)
         super().__init__(*self.lay_out(begin, measure))
         self.limit(max_bytes, max_bitops)

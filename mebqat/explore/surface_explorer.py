@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..bits import FULL, Bits, BitSpace
 from ..figures.pages import explorer_page
-from ..figures.front import ladder
+from ..figures.front import budget_steps
 from .panels import BitsPicker, Panel, moving, nearest
 from ..surface import ACCURACY, COLORBAR, Measurements, Point, Surface, describe, ink, label, scene, si, widths, wilson, write_text
 
@@ -300,7 +300,7 @@ class Budget(ipw.VBox):
     ):
         points, wide = [*points], dict(width='min(385px, 96%)')
         known = {k: [v for p in points if (v := getattr(p, k)) is not None] for k in ('bytes', 'bitops')}
-        slider = lambda text, k, unit: ipw.SelectionSlider(options=(rungs := ladder(known[k], unit)), value=math.inf, index=len(rungs) - 1, description=text, disabled=not known[k],
+        slider = lambda text, k, unit: ipw.SelectionSlider(options=(rungs := budget_steps(known[k], unit)), value=math.inf, index=len(rungs) - 1, description=text, disabled=not known[k],
             tooltip=f'Most {text} allowed' if known[k] else 'This cost was not measured', style=dict(description_width='120px'), layout=wide)
         self.bytes, self.bitops = slider('bytes', 'bytes', 'B'), slider('bit operations', 'bitops', 'BitOPs')
         self.over = ipw.Dropdown(options=[(t, k) for t,k in (('bytes', 'bytes'), ('bit operations', 'bitops')) if known[k]] or [('none', '')], description='Pareto front over',
