@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLORBAR', 'ACCURACY', 'FORMAT', 'VERSION', 'wilson', 'mean_interval', 'Point', 'check_point', 'label', 'widths',
-           'table', 'costs', 'pareto', 'best', 'si', 'describe', 'ink', 'heatmap', 'relief', 'bits_axis', 'name_figure',
-           'scene', 'toggle', 'draw', 'dumps', 'loads', 'Measurements', 'Surface']
+           'table', 'costs', 'undominated', 'pareto', 'best', 'si', 'describe', 'ink', 'heatmap', 'relief', 'bits_axis',
+           'name_figure', 'scene', 'toggle', 'draw', 'dumps', 'loads', 'Measurements', 'Surface']
 
 # %% ../nbs/06_surface.ipynb #aa8dd22d
 import json, math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
@@ -120,15 +120,25 @@ def costs(
     return out
 
 
+def undominated(
+    items:Iterable, # What to compare: pairs, policies
+    value:Callable, # `value(item)`, higher is better
+    costs:Callable, # `costs(item)`, a tuple, lower is better
+) -> list:          # The best first; of equals the first
+    "Items that no other item matches in value and in all costs."
+    kept = []
+    for item in sorted(items, key=lambda i: (-value(i), *costs(i))):
+        if not any(all(k <= c for k,c in zip(costs(other), costs(item))) for other in kept): kept.append(item)
+    return kept
+
+
 def pareto(
     points:Mapping[Bits, Point], # Measurements by pair
     cost:str='bytes',            # `bytes` or `bitops`
-) -> list[Bits]:                 # From cheap to dear, each more accurate than the one before
+) -> list[Bits]:                 # The cheapest first, each more accurate than the one before
     "The pairs that no cheaper pair matches."
-    c, front = costs(points, cost), []
-    for b in sorted(c, key=lambda b: (c[b], -points[b].accuracy, b)):
-        if not front or points[b].accuracy > points[front[-1]].accuracy: front.append(b)
-    return front
+    c = costs(points, cost)
+    return undominated(sorted(c), lambda b: points[b].accuracy, lambda b: (c[b],))[::-1]
 
 # %% ../nbs/06_surface.ipynb #1f401078
 def best(

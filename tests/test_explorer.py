@@ -15,7 +15,7 @@ from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.surface_explorer import SurfaceExplorer
 from mebqat.explore.surface_figures import SurfaceMap, cell_frame, cell_outlines, confusion_cells, image_uri
-from mebqat.figures.front import ladder
+from mebqat.figures.front import budget_steps
 from mebqat.explore.panels import LiveFigure
 from mebqat.explore.pickers import LayerRow, PolicyPicker
 from mebqat.surface import Point, Surface, si
@@ -282,8 +282,8 @@ def test_without_anywidget_it_still_says_what_to_install(digits, monkeypatch):
 
 
 def test_ladders_hold_costs_that_exist_and_end_without_a_limit():
-    assert ladder([5, 3, 5], 'B') == [('3 B', 3), ('5 B', 5), ('no limit', float('inf'))]
-    steps = [v for _,v in ladder([2**i + j for i in range(4, 20) for j in range(8)], 'B', 12)]
+    assert budget_steps([5, 3, 5], 'B') == [('3 B', 3), ('5 B', 5), ('no limit', float('inf'))]
+    steps = [v for _,v in budget_steps([2**i + j for i in range(4, 20) for j in range(8)], 'B', 12)]
     assert len(steps) <= 13 and steps == sorted(steps) and steps[0] == 16 and steps[-2] == 2**19 + 7
 
 

@@ -12,8 +12,8 @@ from mebqat.bits import Bits, Policy
 from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.front_explorer import FrontExplorer
-from mebqat.figures.front import BY_HAND, as_front, free_layers, front_data, front_page, front_part, stairs
-from mebqat.mixed.front import Front, undominated
+from mebqat.figures.front import BY_HAND, front_data, front_page, front_part, searched_layers, stairs, to_front
+from mebqat.mixed.front import Front
 from mebqat.mixed.searches import random_search
 from mebqat.mixed.space import Budget, Scored, SearchSpace
 from test_page import visit
@@ -70,8 +70,9 @@ def test_every_part_follows_the_point(explorer, front, costs):
 def test_staircases_and_clouds_are_the_front(explorer, front, x):
     explorer.x.value = x
     for m,own in front.by_method().items():
-        line = sorted(undominated(own, (x,)), key=lambda p: getattr(p, x))
-        assert (list(shown(explorer)[m].x), list(shown(explorer)[m].y)) == ([getattr(p, x) for p in line], [p.fitness for p in line])
+        values = {(getattr(p, x), p.fitness) for p in own}
+        line = sorted((c, f) for c,f in values if not any(d <= c and g >= f and (d, g) != (c, f) for d,g in values))
+        assert list(zip(shown(explorer)[m].x, shown(explorer)[m].y)) == line
     seen = sorted(i for t in explorer.figure.data if t.customdata is not None for i in t.customdata)
     assert seen == [*range(len(front))]
     assert explorer.figure.layout.xaxis.title.text == {'bytes': 'bytes of weights', 'bitops': 'bit operations of one image'}[x]
@@ -159,7 +160,7 @@ def test_words_compare_with_the_uniform_line(explorer, front):
 def test_layers_that_were_fixed_do_not_hide_a_uniform_policy(costs):
     space = SearchSpace(costs, [Bits(2, 2), Bits(4, 4)], ends=Bits(8, 8))
     front = Front([space.scored(p, fitness(p), 'random') for p in (space.smallest, space.largest, Policy(dict(space.smallest) | {'block2.conv': Bits(4, 4)}))])
-    assert free_layers(front) == space.free == ('block2.conv', 'block3.conv', 'block4.conv') and free_layers(Front(front.points[:1])) == space.names
+    assert searched_layers(front) == space.free == ('block2.conv', 'block3.conv', 'block4.conv') and searched_layers(Front(front.points[:1])) == space.names
     assert 'uniform: W4A4' in FrontExplorer(front, costs, front.points[1]).readout.value
 
 
@@ -212,7 +213,7 @@ def test_refusals_name_what_is_wrong(front, costs, space):
         assert '\n' not in str(e.value)
     with pytest.raises(traitlets.TraitError, match='is no point of this front; choose one of its'): FrontExplorer(front, value=replace(front.points[0], fitness=.123))
     with pytest.raises(traitlets.TraitError, match='Scored'): FrontExplorer(front, value='best')
-    assert as_front(random_search(space, fitness, Budget(max_bitops=2e6), 5)).methods == ('random',)
+    assert to_front(random_search(space, fitness, Budget(max_bitops=2e6), 5)).methods == ('random',)
 
 
 def test_without_anywidget_it_still_follows(front, costs, monkeypatch):

@@ -15,7 +15,7 @@ from mebqat.cost import profile
 from mebqat.data import load
 from mebqat.evaluate import fitness, score, sweep
 from mebqat.layers import bit_layers, bits_of, describe, quantize, use_bits
-from mebqat.mixed.metaquantnet import (WIDTHS, GeneratedWeight, PolicySampler, at_policy, export_weights, generate, generator_size, generators,
+from mebqat.mixed.metaquantnet import (CANDIDATE_WIDTHS, GeneratedWeight, PolicySampler, at_policy, export_weights, generate, generator_size, generators,
                                  metaquantnet, policies_of, tilted)
 from mebqat.files import load_whole, save_whole
 from mebqat.methods import float_training, qat
@@ -87,7 +87,7 @@ def test_by_hand():
     assert gen.generated(w, 16).equal(gen.generated(w, 4)) and gen.generated(w, FULL) is w
 
 
-@pytest.mark.parametrize('widths, hidden', [(WIDTHS, 32), ((2, 4), 1), ((3, 8, 16), 7), ((4,), 32)])
+@pytest.mark.parametrize('widths, hidden', [(CANDIDATE_WIDTHS, 32), ((2, 4), 1), ((3, 8, 16), 7), ((4,), 32)])
 def test_no_unit_is_dead_and_the_start_is_scaled(widths, hidden):
     gen = GeneratedWeight(nn.Identity(), torch.zeros(3), widths, hidden, generator())
     units = torch.stack([F.relu(gen.A1*b/max(widths) + gen.c1) for b in widths]).detach()
@@ -284,7 +284,7 @@ def means(policies, of='w'): return torch.tensor([[getattr(b, of) for b in p.val
 
 
 def test_budgets_are_practised_alike():
-    assert 4.5e-6 < chance_of_low_means(18, WIDTHS, 3) < 5.5e-6
+    assert 4.5e-6 < chance_of_low_means(18, CANDIDATE_WIDTHS, 3) < 5.5e-6
     even, alone = means(draws('budget')), means(draws('independent'))
     assert (alone <= 3).sum() == 0 and (alone >= 7).sum() == 0
     for low in range(2, 8): assert .1 < ((low <= even) & (even < low + 1)).float().mean() < .24
@@ -295,7 +295,7 @@ def test_two_genes_and_a_range_of_budgets():
     policies = draws('budget', 600, a=(2, 4, 8), mean=(3, 4))
     w, a = means(policies), means(policies, 'a')
     assert 3.3 < w.mean() < 3.7 and w.std() < .6 and a.std() > 1.2
-    assert {b.a for p in policies for b in p.values()} == {2, 4, 8} and {b.w for p in policies for b in p.values()} == set(WIDTHS)
+    assert {b.a for p in policies for b in p.values()} == {2, 4, 8} and {b.w for p in policies for b in p.values()} == set(CANDIDATE_WIDTHS)
     assert abs(torch.corrcoef(torch.stack([w, a]))[0, 1]) < .2
     assert {b.a for p in draws('budget', 20) for b in p.values()} == {8}
 
@@ -306,7 +306,7 @@ def test_a_generator_decides_the_policy():
     assert len({sampler.sample(generator(i)) for i in range(40)}) > 20
 
 
-@pytest.mark.parametrize('widths', [WIDTHS, (2, 3), (2, 4, 16), (1, 2, 8)])
+@pytest.mark.parametrize('widths', [CANDIDATE_WIDTHS, (2, 3), (2, 4, 16), (1, 2, 8)])
 def test_tilted_has_its_mean_and_is_the_most_even(widths):
     b = torch.tensor(widths, dtype=torch.float64)
     for t in (0, .1, .37, .5, .99, 1):

@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from ..bits import FULL, Bits, Policy
 from .panels import Panel, moving
 from .pickers import BudgetSliders, PolicyPicker, over_budget
-from ..figures.front import (BY_HAND, Told, allowed, as_front, best_allowed, cost_axis, fitness_axis, fitting,
-                                  front_page, looks, method_layers, stairs, with_step)
+from ..figures.front import (BY_HAND, FrontText, is_allowed, to_front, best_within, cost_axis, fitness_axis, layers_of,
+                                  front_page, method_markers, method_layers, stairs, with_step)
 from ..figures.plots import bar_heights, policy_bars
 from ..files import write_text
 from ..mixed.front import Front
@@ -36,7 +36,7 @@ class FrontFigure:
         front:Front,   # Points to draw
         pick:Callable, # Called with the position of the point of a click
     ):
-        self.looks, fig, red = looks(front), go.Figure(), '#d55e00'
+        self.looks, fig, red = method_markers(front), go.Figure(), '#d55e00'
         for m,look in self.looks.items():
             how = dict(name=m or 'points', legendgroup=m, hoverinfo='text')
             fig.add_scatter(mode='markers', showlegend=False, **how)
@@ -60,7 +60,7 @@ class FrontFigure:
 # %% ../../nbs/explore/08_front_explorer.ipynb #1f99dc67
 @patch
 def paint(self:FrontFigure,
-    words:Told,  # The front and its words
+    words:FrontText,  # The front and its words
     x:str,       # `bytes` or `bitops`
     limits:tuple[float, float], # Bytes and bit operations allowed
     new_axes:bool, # Do the axes change too?
@@ -125,7 +125,7 @@ def _bars_figure(policy, names, costs=None, most=None):
 
 # %% ../../nbs/explore/08_front_explorer.ipynb #ffbab7c8
 def hand_made_report(
-    words:Told,     # The front and its words
+    words:FrontText,     # The front and its words
     policy:Policy,  # Made by hand
     cost,           # Its cost
     can_measure:bool, # Is there a function to measure with?
@@ -135,7 +135,7 @@ def hand_made_report(
     if known: return f'The front holds this policy: {words.short(known)}.'
     unknown = 'The accuracy of this policy is unknown: the front does not hold it'
     if can_measure: unknown += ', but it can be measured'
-    within = [p for p in words.front if allowed(p, (cost.weight_bytes, cost.bitops))]
+    within = [p for p in words.front if is_allowed(p, (cost.weight_bytes, cost.bitops))]
     if not within: return f'{unknown}. Nothing on the front costs as little.'
     rival = max(within, key=lambda p: (p.fitness, -p.bitops))
     return f'{unknown}. The best of the front that costs no more: {words.short(rival)}.'
@@ -181,8 +181,8 @@ class FrontExplorer(Panel):
     ):
         if measure is not None and costs is None:
             raise ValueError('measuring a policy needs its costs; give costs=profile(model, example) too')
-        self.front, self.costs, self.measure = as_front(front), costs, measure
-        self.names, self.words = fitting(costs, self.front), Told(self.front, costs)
+        self.front, self.costs, self.measure = to_front(front), costs, measure
+        self.names, self.words = layers_of(costs, self.front), FrontText(self.front, costs)
         self.best, self.steps = None, ()     # best point that the budget allows; points along the staircase
         self._painted, self._busy = None, False # axis and number of points drawn last; is the code moving the walk?
         begin = max(self.front, key=lambda p: p.fitness)
@@ -257,7 +257,7 @@ def _paint(self:FrontExplorer):
     self.map.paint(self.words, x, self.limits, state != self._painted)
     self._painted = state
     self._choose()
-    within, unit = [p for p in self.front if allowed(p, self.limits)], 'B' if x == 'bytes' else ''
+    within, unit = [p for p in self.front if is_allowed(p, self.limits)], 'B' if x == 'bytes' else ''
     self.steps = stairs(within or self.front, x)
     self._hold(options=[(f'{si(getattr(p, x), unit)}: {100*p.fitness:.1f} %', i) for i,p in enumerate(self.steps)])
     self._moved()
@@ -266,7 +266,7 @@ def _paint(self:FrontExplorer):
 @patch
 def _choose(self:FrontExplorer):
     is_limited, x, text, mark = min(self.limits) < inf, self.x.value, '', ()
-    try: self.best = best_allowed(self.front, self.limits)
+    try: self.best = best_within(self.front, self.limits)
     except ValueError as e: self.best, text = None, html.escape(f'{e}.')
     if self.best:
         text = f'Best {"allowed" if is_limited else "of all"}: <b>{html.escape(self.words.short(self.best))}</b>.'
@@ -324,7 +324,7 @@ def _measure(self:FrontExplorer):
     finally: go.disabled, go.description = False, 'Measure this policy'
     point = Scored(policy, score, cost.weight_bytes, cost.bitops, BY_HAND)
     self.front = self.front.merge(Front([point]))
-    self.words, self.editor.begun = Told(self.front, self.costs), policy
+    self.words, self.editor.begun = FrontText(self.front, self.costs), policy
     self._paint()
     self.value = point
 

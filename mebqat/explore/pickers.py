@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..bits import FULL, Bits, BitSpace, Policy
 from .panels import Panel, any_theme, moving
-from ..figures.front import ladder
+from ..figures.front import budget_steps
 from ..figures.plots import bar_heights, choosable, policy_bars
 from ..surface import Point, label, si
 
@@ -118,7 +118,7 @@ class BudgetSliders(ipw.VBox):
 
 def _limit_slider(name, costs, unit):
     "A slider over the costs that exist; without any it is disabled."
-    steps = ladder(costs, unit)
+    steps = budget_steps(costs, unit)
     tip = f'Most {name} allowed' if costs else 'This cost was not measured'
     return ipw.SelectionSlider(options=steps, value=math.inf, index=len(steps) - 1, description=name, tooltip=tip,
                                disabled=not costs, style=dict(description_width='120px'),
