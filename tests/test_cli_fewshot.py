@@ -1,21 +1,20 @@
 "The command line with few-shot runs: train, surface, info, demo; bad input gets one clear line, exit code 2 and no litter."
 import json, re, signal
-from dataclasses import fields
 
 import pytest
 import torch
 
-import mebqat.cli as commands
 from mebqat.bits import FP, Bits, BitSpace
-from mebqat.cli import FEW_PAIRS, FEW_SHOT, ORDINARY, PANELS, open_scores, spec_of
-from mebqat.files import load_whole, save_whole, shipped
-from mebqat.runs import find_run, open_run
-from mebqat.runs import registry
-from mebqat.runs.episodes import FewRun, spec_of, fold_scales, open_run
-from mebqat.runs import spec_of
+from mebqat.demo import TITLES
+from mebqat.files import find_file, load_whole, save_whole, shipped
+from mebqat.runs import open_run, spec_of
+from mebqat.runs.episodes import EpisodeRecipe, fold_scales
+from mebqat.runs.methods import names as method_names
+from mebqat.runs.surfaces import FEW_PAIRS, open_scores
 from mebqat.surface import Surface
 from test_cli import cli, good, own_cache, refused, snapshot  # noqa: F401 (own_cache is a fixture)
 
+FEW_SHOT = method_names(trains_on='episodes')
 TINY = ['--glyph-classes', 20, '--width', 4, '--n-query', 2, '--no-compile']
 RUNS = {'pn': ['--n-way', 4, '--n-tasks', 1, '--steps', 2], 'mebqat-pn': ['--n-way', 4, '--steps', 2, '--distill', '--init', 'RUNS/pn'],
         'pn-qat': ['--n-way', 4, '--n-tasks', 1, '--steps', 1, '--bits', 'W3A8'],
@@ -40,40 +39,13 @@ def few(tmp_path_factory):
 
 # Options
 
-def test_the_command_has_every_option_of_every_method():
-    shown = {k for rows in PANELS.values() for k in rows}
-    for m in registry.METHODS.values():
-        kind = spec_of if m.trains_on == 'episodes' else spec_of
-        assert {*m.options} <= shown & {f.name for f in fields(kind)}, m.name
-    assert {*ORDINARY, *FEW_SHOT} == {*registry.METHODS}
-
-
-def test_every_field_is_an_option_and_its_help_tells_its_default():
-    said = {('options' if k == 'option' else k): row[2] for rows in PANELS.values() for k,row in rows.items()}
-    defaults = [{f.name: f.default for f in fields(s) if f.name != 'method'} for s in (spec_of, spec_of)]
-    assert set(said) == set().union(*defaults)
-    text = lambda v: {True: 'yes', False: 'no'}[v] if isinstance(v, bool) else str(v)
-    for k,shown in said.items():
-        here = [d[k] for d in defaults if k in d]
-        if any(v is None or v in ('', ()) for v in here): continue
-        assert shown == (text(here[0]) if len({*here}) == 1 else f'{text(here[0])}; few-shot: {text(here[1])}'), k
-
-
-@pytest.mark.parametrize('method', FEW_SHOT)
-def test_what_was_not_said_is_left_to_the_description(method):
-    bits = {'bits': 'W4A4'} if method.endswith('-qat') else {}
-    assert spec_of(method, bits) == spec_of(method, **bits)
-    assert spec_of(method, {**bits, 'lr': .5, 'n_way': 7}) == spec_of(method, lr=.5, n_way=7, **bits)
-    assert spec_of('mebqat', {'lr': .5}) == spec_of('mebqat', lr=.5)
-
-
 def test_every_option_reaches_the_run(tmp_path):
     said = json.loads(good('train', '--out', tmp_path/'run', '--method', 'fomaml', '--data', 'glyphs', '--glyph-classes', 20, '--scheme', 'lsq', '--option', 'per_channel=true',
                            '--n-way', 3, '--k-shot', 2, '--n-query', 1, '--steps', 1, '--n-tasks', 1, '--lr', .01, '--optimizer', 'sgd', '--weight-decay', .001, '--inner-steps', 1,
                            '--inner-lr', .2, '--learn-rates', '--second-order', '--every-step', '--adapts', 'weights norms', '--temperature', .5, '--no-calibrate', '--bn', 'batch',
                            '--jitter', 1, '--size', 16, '--width', 4, '--seed', 3, '--no-compile', '--json').stdout)
     want = spec_of('fomaml', glyph_classes=20, options=(('per_channel', True),), n_way=3, k_shot=2, n_query=1, steps=1, n_tasks=1, lr=.01, optimizer='sgd', weight_decay=.001,
-                       inner_steps=1, inner_lr=.2, learn_rates=True, second_order=True, every_step=True, adapts='weights norms', temperature=.5, calibrate=False, jitter=1, size=16, width=4, seed=3)
+                   inner_steps=1, inner_lr=.2, learn_rates=True, second_order=True, every_step=True, adapts='weights norms', temperature=.5, calibrate=False, jitter=1, size=16, width=4, seed=3)
     assert said['run'] == str(tmp_path/'run') and len(said['history']) == 1 and open_run(tmp_path/'run').spec == want == spec_of(**said['spec'])
 
 
@@ -83,11 +55,6 @@ def test_a_run_starts_from_a_shipped_network(tmp_path):
     start = fold_scales(open_run('omniglot_mebqat_pn').model.state_dict())['block3.conv.weight']
     assert torch.allclose(open_run(tmp_path/'run').model.block3.conv.weight, start, atol=1e-9)
     assert 'omniglot_mebqat_pm' in refused('train', '--out', tmp_path/'other', '--init', 'omniglot_mebqat_pm', *small, names='no run at')
-
-
-def test_help_lists_methods_and_panels():
-    shown = good('train', '--help').stdout
-    for word in (*FEW_SHOT, *ORDINARY, *PANELS, *(commands._flag(k) for rows in PANELS.values() for k in rows)): assert word in re.sub(r'[│\s]+', ' ', shown), word
 
 
 # Train, surface, info
@@ -145,12 +112,12 @@ def test_a_shipped_network_goes_by_its_name(few, tmp_path, monkeypatch):
     def shipped(name):
         if name != 'tiny_pn.safetensors': raise FileNotFoundError(name)
         return few/'mebqat-pn'/'model.safetensors'
-    monkeypatch.setattr('mebqat.runs.images.shipped', shipped)
+    monkeypatch.setattr('mebqat.files.shipped', shipped)
     monkeypatch.chdir(tmp_path)
     before = snapshot(few)
     good('surface', 'tiny_pn', '--episodes', 1, '--n-query', 1, '--bits', 'FP')
     assert (tmp_path/'tiny_pn'/'episodes.safetensors').is_file() and snapshot(few) == before
-    assert isinstance(open_run(find_run(few/'mebqat-pn')), FewRun)
+    assert open_run(find_file(few/'mebqat-pn')).spec.trains_on == 'episodes'
     (tmp_path/'tiny_pn').rename(tmp_path/'gone')
     assert json.loads(good('info', 'tiny_pn', '--json').stdout)['method'] == 'mebqat-pn'
     refused('info', 'other', names='no run at other')
@@ -158,16 +125,15 @@ def test_a_shipped_network_goes_by_its_name(few, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('method', ['mebqat-pn', 'mebqat-maml'])
 def test_a_stopped_run_resumes_to_the_same_weights(few, tmp_path, monkeypatch, method):
-    import mebqat.runs.episodes
-    real = mebqat.runs.episodes.few_episodes
-    def stopping(spec, train):
-        episodes = real(spec, train)
+    real = EpisodeRecipe.feed
+    def stopping(*args):
+        episodes = real(*args)
         def at(step):
             signal.raise_signal(signal.SIGINT)
             return episodes(step)
         return at
     with monkeypatch.context() as patch:
-        patch.setattr(mebqat.runs.episodes, 'few_episodes', stopping)
+        patch.setattr(EpisodeRecipe, 'feed', stopping)
         done = cli('train', '--out', tmp_path/'run', *arguments(method, few))
     assert done.exit_code == 130 and done.stderr.splitlines()[-1].startswith('stopped after step 1 of 2; go on with resume (--resume)')
     refused('train', '--out', tmp_path/'run', *arguments(method, few), names='--resume')
@@ -182,10 +148,10 @@ BAD_SETTINGS = {
     'mebqat-pn --epochs 1': '--epochs is not an option of mebqat-pn; use --steps', 'mebqat-pn --model cnn4': '--model', 'mebqat-pn --augment': 'use --jitter',
     'qat --n-way 5': '--n-way is not an option of qat', 'mebqat --steps 5': 'use --epochs', 'pn --inner-lr .1': '--inner-lr is not an option of pn',
     'fomaml --test-way 5': '--test-way', 'mebqat-maml --design both': '--design', 'mebqat-pn --no-calibrate': '--calibrate', 'pm': 'pn-qat',
-    'mebqat-pn --n-way 200': 'n_way=200', 'mebqat-pn --n-way 1': 'n_way', 'mebqat-pn --k-shot 0': 'k_shot', 'mebqat-pn --k-shot 19 --n-query 5': '24 images a class',
-    'mebqat-pn --n-query 0': 'n_query', 'mebqat-pn --steps 0': 'steps', 'mebqat-pn --n-tasks 0': 'n_tasks', 'mebqat-pn --glyph-classes 0': 'glyph_classes',
-    'mebqat-pn --glyph-classes 2': '2', 'mebqat-pn --test-way 1': 'test_way', 'mebqat-pn --test-way 0': 'test_way', 'mebqat-pn --bits W1A1': 'W1A1', 'mebqat-pn --bits W17A4': '17', 'pn --bits W2A2': 'W2A2',
-    'pn-qat': 'needs bits', 'pn-qat --bits W2A2,W4A4': 'one pair', 'pn --guaranteed W2A2': 'guaranteed', 'pn-qat --bits W2A2 --distill': '--distill is not an option of pn-qat', 'mebqat-pn --distill --bn running': "distill with bn='batch'", 'mebqat-pn --guaranteed W1A1': 'W1A1',
+    'mebqat-pn --n-way 200': '--n-way 200', 'mebqat-pn --n-way 1': '--n-way', 'mebqat-pn --k-shot 0': '--k-shot', 'mebqat-pn --k-shot 19 --n-query 5': '24 images a class',
+    'mebqat-pn --n-query 0': '--n-query', 'mebqat-pn --steps 0': '--steps', 'mebqat-pn --n-tasks 0': '--n-tasks', 'mebqat-pn --glyph-classes 0': '--glyph-classes',
+    'mebqat-pn --glyph-classes 2': '2', 'mebqat-pn --test-way 1': '--test-way', 'mebqat-pn --test-way 0': '--test-way', 'mebqat-pn --bits W1A1': 'W1A1', 'mebqat-pn --bits W17A4': '17', 'pn --bits W2A2': '--bits is not an option of pn',
+    'pn-qat': 'needs --bits', 'pn-qat --bits W2A2,W4A4': 'one pair', 'pn --guaranteed W2A2': '--guaranteed is not an option of pn', 'pn-qat --bits W2A2 --distill': '--distill is not an option of pn-qat', 'mebqat-pn --distill --bn running': "distill with --bn 'batch'", 'mebqat-pn --guaranteed W1A1': 'W1A1',
     'mebqat-pn --design outside': 'outside', 'mebqat-pn --jitter -1': '-1', 'mebqat-pn --bn reestimate': 'reestimate', 'mebqat-pn --split-file nowhere': 'nowhere',
     'mebqat-maml --adapts everything': 'everything', 'mebqat-maml --center': "centered features are for a classifier that adapts alone, 'head'", 'pn --center': '--center is not an option of pn', 'mebqat-maml --temperature 0': 'temperature must be positive, got 0', 'mebqat-maml --temperature nan': 'nan', 'mebqat-maml --inner-steps -1': '-1', 'mebqat-maml --inner-lr 0': '0', 'mebqat-maml --inner-lr nan': 'nan',
     'mebqat-pn --lr nan': 'nan', 'mebqat-pn --lr 0': '0', 'mebqat-pn --width 0': '0', 'mebqat-pn --size 4': '4', 'mebqat-pn --optimizer lion': 'lion',
@@ -202,7 +168,7 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, settings)
 
 
 @pytest.mark.parametrize('command, names', [
-    ('surface FEW/mebqat-maml --n-way 4', '--n-way 4'), ('surface FEW/mebqat-pn --n-way 40', 'n_way=40'), ('surface FEW/mebqat-pn --n-way 0', '--n-way'),
+    ('surface FEW/mebqat-maml --n-way 4', '--n-way 4'), ('surface FEW/mebqat-pn --n-way 40', '--n-way 40'), ('surface FEW/mebqat-pn --n-way 0', '--n-way'),
     ('surface FEW/mebqat-pn --episodes 0', '--episodes must be 1 or more, got 0'), ('surface FEW/mebqat-pn --k-shot 0', '--k-shot'), ('surface FEW/mebqat-pn --n-query 20', '21 images a class'),
     ('surface FEW/mebqat-pn --n-query 0', '--n-query'), ('surface FEW/mebqat-maml --inner-steps -1', '--inner-steps'), ('surface FEW/mebqat-pn --inner-steps 1', 'no inner loop'),
     ('surface FEW/mebqat-pn --bits W1A1', 'W1A1'), ('surface FEW/mebqat-pn --split most', 'most'), ('surface FEW/mebqat-pn --data FEW', 'FEW'), ('surface FEW/mebqat-pn --out FEW/pn/run.json', 'run.json'),
@@ -226,10 +192,11 @@ def test_divergence_names_the_inner_step(few, tmp_path):
 def test_the_demo_makes_its_page(tmp_path):
     done = good('demo', '--few-shot', '--steps', 1, '--out', tmp_path/'demo')
     page = (tmp_path/'demo'/'fewshot.html').read_text(encoding='utf-8')
-    for name in commands.TITLES.values(): assert name in page and name.split()[0].strip(',') in done.stdout
+    for name in TITLES.values(): assert name in page and name.split()[0].strip(',') in done.stdout
     assert done.stdout.count('±') == 20 and 'W8A8' in done.stdout and page.count('class="plot"') == 2
-    backs = {m: open_run(tmp_path/'demo'/'runs'/m).spec for m in commands.TITLES}
-    assert backs['mebqat-pn'].steps*backs['mebqat-pn'].n_tasks == backs['pn-qat'].steps*backs['pn-qat'].n_tasks
+    backs = {m: open_run(tmp_path/'demo'/'runs'/m).spec for m in TITLES}
+    passes = {m: b.training.steps*b.training.n_tasks for m,b in backs.items()}
+    assert passes['mebqat-pn'] == passes['pn-qat']
 
 
 @pytest.mark.parametrize('name', ('omniglot_mebqat_pn', 'omniglot_mebqat_maml'))
