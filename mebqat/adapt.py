@@ -39,11 +39,13 @@ def adaptable(
     model:nn.Module,                    # A network
     kinds:Iterable[str]=('weights',),   # Which of `KINDS`
 ) -> list[str]:                         # Names of its parameters of those kinds
-    "What an inner loop may change (`head` is the last linear layer); ValueError for an unknown kind or nothing to change."
+    "What an inner loop may change (`head` is the last linear layer); ValueError for an unknown kind, or for nothing."
     kinds = tuple(kinds)
-    if unknown := [k for k in kinds if k not in KINDS]: raise ValueError(f'the inner loop adapts {", ".join(KINDS)}; got {unknown[0]!r}')
+    if unknown := [k for k in kinds if k not in KINDS]:
+        raise ValueError(f'the inner loop adapts {", ".join(KINDS)}; got {unknown[0]!r}')
     last = next((n for n,m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), None)
-    def wanted(n): return kind_of(n, model) in kinds or ('head' in kinds and last is not None and n.rpartition('.')[0] == last)
+    def wanted(n):
+        return kind_of(n, model) in kinds or ('head' in kinds and last is not None and n.rpartition('.')[0] == last)
     names = [n for n,p in model.named_parameters() if p.requires_grad and wanted(n)]
     if not names: raise ValueError(f'the model has no {" or ".join(kinds)} to adapt')
     return names
@@ -54,8 +56,10 @@ def check_inner(
     inner_lr:float|Tensor, # Inner rate, or a learned table of them
 ):
     "Refuse an impossible inner loop (ValueError)."
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0: raise ValueError(f'inner steps must be 0 or more, got {steps!r}')
-    if not isinstance(inner_lr, Tensor) and not 0 < inner_lr < math.inf: raise ValueError(f'inner_lr must be positive, got {inner_lr}')
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise ValueError(f'inner steps must be 0 or more, got {steps!r}')
+    if not isinstance(inner_lr, Tensor) and not 0 < inner_lr < math.inf:
+        raise ValueError(f'inner_lr must be positive, got {inner_lr}')
 
 
 def inner_path(
@@ -96,10 +100,14 @@ def check_losses(
     inner_lr:float|Tensor, # For the error
 ):
     "Refuse an inner loop that diverged (FloatingPointError naming the step)."
-    if not losses or bool((seen := torch.stack([*losses])).isfinite().all()): return
-    bad = int((~seen.isfinite()).nonzero()[0])
-    rate = f'learned rates up to {float(inner_lr.max()):.3g}' if isinstance(inner_lr, Tensor) else f'inner_lr={inner_lr:g}'
-    raise FloatingPointError(f'the inner loop diverged: support loss {float(seen[bad])} at inner step {bad} of {len(losses)} with {rate}; lower inner_lr')
+    if not losses: return
+    values = torch.stack([*losses])
+    if values.isfinite().all(): return
+    bad = int((~values.isfinite()).nonzero()[0])
+    learned = isinstance(inner_lr, Tensor)
+    rate = f'learned rates up to {float(inner_lr.max()):.3g}' if learned else f'inner_lr={inner_lr:g}'
+    raise FloatingPointError(f'the inner loop diverged: support loss {float(values[bad])} at inner step {bad} of '
+                             f'{len(losses)} with {rate}; lower inner_lr')
 
 
 def adapt(
@@ -159,7 +167,8 @@ def prototypes(
     n_way:int,      # Classes
 ) -> Tensor:        # One mean per class, [n_way, d]
     "Class means."
-    if n_way < 1 or len(support) % n_way: raise ValueError(f'{len(support)} support images cannot belong to {n_way} classes equally')
+    if n_way < 1 or len(support) % n_way:
+        raise ValueError(f'{len(support)} support images cannot belong to {n_way} classes equally')
     return support.view(n_way, -1, support.shape[1]).mean(1)
 
 

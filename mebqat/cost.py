@@ -168,7 +168,8 @@ def _place(tensor):
 def _names(layer):
     "Attributes that hold the weights of a counted layer."
     if not isinstance(layer, nn.MultiheadAttention): return ['weight']
-    return ['in_proj_weight'] if layer.in_proj_weight is not None else ['q_proj_weight', 'k_proj_weight', 'v_proj_weight']
+    if layer.in_proj_weight is not None: return ['in_proj_weight']
+    return ['q_proj_weight', 'k_proj_weight', 'v_proj_weight']
 
 
 def _weight(layer, name):
@@ -180,7 +181,9 @@ def _sources(layer, name):
     "Stored tensors that a weight stands for."
     weight, parts = _weight(layer, name), getattr(layer, 'parametrizations', {})
     if name in parts: sources = [*parts[name].parameters(), *parts[name].buffers()]
-    else: sources = [t for n,t in (layer._parameters | layer._buffers).items() if t is not None and n.startswith(f'{name}_')]
+    else:
+        stored = layer._parameters | layer._buffers
+        sources = [t for n,t in stored.items() if t is not None and n.startswith(f'{name}_')]
     if isinstance(weight, nn.Parameter) or not sources: return [weight]
     return [t for t in sources if t.numel() == weight.numel()][:1] or sources
 
@@ -235,7 +238,7 @@ def stored(
     model:nn.Module,         # Any network
     counted:set[nn.Module],  # Layers whose weights are accounted for elsewhere
 ) -> tuple[int, int]:        # Bytes of quantizers, bytes of everything else
-    "Bytes of a model beside the weights of its counted layers, without the generators and start values that export drops."
+    "Bytes of a model beside the weights of its counted layers, without what export drops (generators, start values)."
     apart = [t for q in _quantizers(model) for t in (*q.parameters(), *q.buffers())]
     apart = {_place(t) for t in (*apart, *(t for m in counted for t in _weights(m)))}
     return _table_bytes(model), _size(t for t in (*model.parameters(), *model.buffers()) if _place(t) not in apart)
@@ -284,7 +287,8 @@ class Cost:
         weights, every = sum(l.weights for l in self.layers), all(l.quantized for l in self.layers)
         df.loc['total'] = ['', '', every, weights, self.macs, self.bitops, self.weight_bytes]
         if any(l.tied or l.kept for l in self.layers):
-            df['tensor'] = [*(f'kept at {l.kept} bits' if l.kept else l.tied and f'as {l.tied}' for l in self.layers), '']
+            tied = [f'kept at {l.kept} bits' if l.kept else l.tied and f'as {l.tied}' for l in self.layers]
+            df['tensor'] = [*tied, '']
         return df
 
     def plot(self) -> go.Figure:

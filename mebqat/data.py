@@ -46,7 +46,8 @@ class ByClass:
 # %% ../nbs/10_data.ipynb #e5844b2e
 def _rows(images, idx):
     "`images[idx]`; a list of positions on the CPU is looked up some ten times faster by `index_select`."
-    listed = isinstance(idx, Tensor) and idx.dtype == torch.int64 and idx.dim() == 1 and images.device.type == idx.device.type == 'cpu'
+    listed = isinstance(idx, Tensor) and idx.dtype == torch.int64 and idx.dim() == 1
+    listed = listed and images.device.type == idx.device.type == 'cpu'
     return images.index_select(0, idx) if listed and not (idx < 0).any() else images[idx]
 
 # %% ../nbs/10_data.ipynb #5b26f0a2
@@ -159,7 +160,10 @@ def split_classes(
     own = {s: sorted(c) for s,c in (own or {}).items()}
     if own.keys() == set(SPLITS): return own
     names = own.get('train') or sorted(classes)
-    if (n := len(names)) < 3: raise ValueError(f'a split over classes needs at least 3 of them, one each for train, val and test; there are {n}')
+    n = len(names)
+    if n < 3:
+        raise ValueError(f'a split over classes needs at least 3 of them, one each for train, val and test; '
+                         f'there are {n}')
     n_val, n_test = SIZES.get(n, (max(1, round(.16*n)), max(1, round(.2*n))))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
     drawn = {'val': order[:n_val], 'test': order[n_val:n_val + n_test]}
@@ -173,14 +177,17 @@ def read_split(
 ) -> dict[str, list[str]]: # Classes of each split, sorted
     "Read a split over classes from a file; ValueError naming what is wrong with it."
     path, known, home = Path(path).expanduser(), {*classes}, {}
-    if not path.is_file(): raise FileNotFoundError(f'no split file at {path}: give a JSON file with lists of classes under train, val and test')
+    if not path.is_file():
+        raise FileNotFoundError(f'no split file at {path}: give a JSON file with lists of classes under '
+                                'train, val and test')
     try: lists = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is not JSON: {e}') from e
     for s in SPLITS:
         if not isinstance(lists, dict) or not isinstance(lists.get(s), list):
             raise ValueError(f'{path} has no list of classes under {s!r}; it needs train, val and test')
         for c in lists[s]:
-            if not isinstance(c, str) or c not in known: raise ValueError(f'{path}: {c!r}, under {s}, is not a class of the data')
+            if not isinstance(c, str) or c not in known:
+                raise ValueError(f'{path}: {c!r}, under {s}, is not a class of the data')
             if c in home: raise ValueError(f'{path}: {c!r} is under {home[c]} and again under {s}')
             home[c] = s
     if not lists['train']: raise ValueError(f'{path} lists no classes to train on')
@@ -195,7 +202,7 @@ def divide(
     seed:int=0,                  # Decides the split
     test:int|None=None,          # Test images, likewise
     split_file:str|Path|None=None, # Lists of classes, instead of a seeded split
-) -> dict[str, tuple[Tensor|None, list[tuple[str, Tensor]]]]: # Of each split: its own classes (None: all), and positions in the parts
+) -> dict[str, tuple[Tensor|None, list[tuple[str, Tensor]]]]: # Of each split: its classes (None: all), and positions
     "Decide which image belongs to which split, over images or over classes."
     present = {p: y.unique() for p,y in labels.items()}
     apart = len(present) > 1 and sum(map(len, present.values())) == len(torch.cat([*present.values()]).unique())
@@ -217,7 +224,9 @@ def turned(
 ) -> Pool:     # Four times the images and classes, `x` becoming `x`, `x@90`, `x@180`, `x@270`
     "Make four classes of each, by quarter turns (anticlockwise)."
     h, w = pool.images.shape[2:]
-    if h != w: raise ValueError(f'rotations need square images; those of {pool.name} are {w}x{h}: give size=, or rotations=False')
+    if h != w:
+        raise ValueError(f'rotations need square images; those of {pool.name} are {w}x{h}: '
+                         'give size=, or rotations=False')
     return replace(pool, images=torch.cat([pool.images.rot90(k, (2, 3)) for k in range(4)]),
                    labels=torch.cat([pool.labels + k*len(pool.classes) for k in range(4)]),
                    classes=tuple(f'{c}@{90*k}' if k else c for k in range(4) for c in pool.classes))
@@ -286,7 +295,8 @@ def published(
     return in_memory(name, tuple(TITLES[name]), parts, size, gray, NORMS[name])
 
 # %% ../nbs/10_data.ipynb #988f377a
-ALIASES = {'omniglot': 'omniglot', 'mini_imagenet': 'mini_imagenet', 'miniimagenet': 'mini_imagenet', 'mini-imagenet': 'mini_imagenet'}
+ALIASES = {'omniglot': 'omniglot', 'mini_imagenet': 'mini_imagenet', 'miniimagenet': 'mini_imagenet',
+           'mini-imagenet': 'mini_imagenet'}
 FEW_SHOT = {'omniglot': (28, True), 'mini_imagenet': (84, None)}
 
 
@@ -309,12 +319,15 @@ def fetched_omniglot(
         from torchvision.datasets import Omniglot
         try:
             for background in (True, False): Omniglot(root, background, download=True)
-        except (RuntimeError, OSError) as e: raise FileNotFoundError(f'omniglot could not be downloaded to {root}: {e}') from e
+        except (RuntimeError, OSError) as e:
+            raise FileNotFoundError(f'omniglot could not be downloaded to {root}: {e}') from e
     if not folder.is_dir():
-        raise FileNotFoundError(f'omniglot is not in {root}: ask for the download (download=True), or give its folder or zip instead (--data PATH)')
+        raise FileNotFoundError(f'omniglot is not in {root}: ask for the download (download=True), or give its folder '
+                                'or zip instead (--data PATH)')
     source = image_folders(folder, size, gray)
     n = sum(len(source.get(f'{p}.labels')) for p in source.parts)
-    if n != 32460: raise ValueError(f'{folder} holds {n:,} of 32,460 images: remove it and load again with download=True')
+    if n != 32460:
+        raise ValueError(f'{folder} holds {n:,} of 32,460 images: remove it and load again with download=True')
     return replace(source, name='omniglot')
 
 # %% ../nbs/10_data.ipynb #a71bc733
@@ -327,18 +340,21 @@ def _fetch_mini(part:str, file:Path):
     sys.modules.setdefault('gym_notices', None)  # gym's advertisement
     try: from learn2learn.vision.datasets import MiniImagenet
     except ImportError as e:
-        raise ValueError(f'mini_imagenet is fetched by learn2learn: install it ({LEARN2LEARN}), or give a folder or zip of it (--data PATH)') from e
+        raise ValueError(f'mini_imagenet is fetched by learn2learn: install it ({LEARN2LEARN}), or give a folder or '
+                         'zip of it (--data PATH)') from e
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder, redirect_stdout(sys.stderr):
         try: data = MiniImagenet(folder, {'val': 'validation'}.get(part, part), download=True).data
         except Exception as e:  # whatever a server's answer does to a pickle
-            raise FileNotFoundError(f'mini_imagenet {part} could not be downloaded: {type(e).__name__}: {e}'.splitlines()[0]) from e
+            why = f'{type(e).__name__}: {e}'.splitlines()[0]
+            raise FileNotFoundError(f'mini_imagenet {part} could not be downloaded: {why}') from e
     classes = sorted(data['class_dict'])
     labels = torch.full((len(data['image_data']),), -1)
     for i,c in enumerate(classes): labels[torch.as_tensor(data['class_dict'][c])] = i
     images = torch.from_numpy(data['image_data']).permute(0, 3, 1, 2).contiguous()
     write_cache(file, {'images': images, 'labels': labels}, {'classes': classes})
-    if not read_cache(file): raise ValueError(f'{file} could not be written: set MEBQAT_CACHE to a folder with 2 GB of space')
+    if not read_cache(file):
+        raise ValueError(f'{file} could not be written: set MEBQAT_CACHE to a folder with 2 GB of space')
 
 
 def fetched_mini_imagenet(
@@ -352,14 +368,15 @@ def fetched_mini_imagenet(
         if not read_cache(f) and download: _fetch_mini(p, f)
     opened = {p: read_cache(f) for p,f in files.items()}
     if lost := [p for p,o in opened.items() if not o]:
-        raise FileNotFoundError(f'mini_imagenet ({", ".join(lost)}) is not in {cache_dir()}: give a folder or zip of it (--data PATH), '
-                                'or install learn2learn and ask for the download (download=True)')
+        raise FileNotFoundError(f'mini_imagenet ({", ".join(lost)}) is not in {cache_dir()}: give a folder or zip of '
+                                'it (--data PATH), or install learn2learn and ask for the download (download=True)')
     classes = sorted({c for about,_ in opened.values() for c in about['classes']})
     def get(key):
         part, kind = key.split('.')
         about, fetch = opened[part]
         try: t = fetch('labels' if kind == 'labels' else 'images')
-        except SafetensorError as e: raise ValueError(f'{files[part]} is damaged: remove it and load again with download=True') from e
+        except SafetensorError as e:
+            raise ValueError(f'{files[part]} is damaged: remove it and load again with download=True') from e
         if kind == 'labels': return torch.tensor([classes.index(c) for c in about['classes']])[t]
         return fit_images(t, size, gray) if kind == 'images' else moments(fit_images(t, size, gray))
     return Source('mini_imagenet', tuple(classes), tuple(files), get)
@@ -379,7 +396,8 @@ def _source(name, few, size, root, download, gray, n_classes, per_class, seed) -
     for n in [name, *(a for a in ALIASES if named and ALIASES[a] == few)]:
         for path in (Path(n).expanduser(), home/n, home/f'{n}.zip'):
             if path.exists(): return replace(image_folders(path, size, gray), name=few or path.stem)
-    if named: return fetched_omniglot(root or cache_dir()/few, download, size, gray) if few == 'omniglot' else fetched_mini_imagenet(download, size, gray)
+    if named and few == 'omniglot': return fetched_omniglot(root or cache_dir()/few, download, size, gray)
+    if named: return fetched_mini_imagenet(download, size, gray)
     raise FileNotFoundError(f'no data at {name}: give a folder or zip of image folders (--data PATH), '
                             'or one of digits, glyphs, cifar10, svhn, omniglot, mini_imagenet')
 
@@ -398,7 +416,7 @@ def _norm(source:Source, few:str|None, train:list[tuple[str, Tensor]], images:Te
 
 # %% ../nbs/10_data.ipynb #afa1a599
 def load(
-    name:str|Path,        # `digits`, `glyphs`, `cifar10`, `svhn`, `omniglot`, `mini_imagenet`, or a folder or zip (here or in `$MEBQAT_DATA`)
+    name:str|Path,        # digits, glyphs, cifar10, svhn, omniglot, mini_imagenet; a folder or zip, also in `$MEBQAT_DATA`
     split:str='train',    # `train`, `val`, `test`, or `all` of it
     size:int|None=None,   # Pixels a side; `None` keeps the data's own, or 28 for omniglot
     val:int|None=None,    # Validation images taken from the training part; a tenth unless given
@@ -409,7 +427,7 @@ def load(
     n_classes:int=60,     # Glyphs only: how many characters
     per_class:int=20,     # Glyphs only: drawings of each
     by:str|None=None,     # Split `images` or `classes`; `None` is classes for few-shot sets, images for others
-    split_file:str|Path|None=None, # JSON lists of classes under `train`, `val`, `test`, instead of a seeded split over classes
+    split_file:str|Path|None=None, # JSON lists of classes under `train`, `val`, `test`, instead of a seeded split
     rotations:bool|None=None, # Four classes of each by quarter turns? `None` is only for omniglot split over classes
     invert:bool|None=None,    # Exchange dark and light? `None` is only for omniglot
 ) -> Pool:                # The split, in memory
@@ -417,20 +435,24 @@ def load(
     if split not in ('train', 'val', 'test', 'all'):
         raise ValueError(f'no split {split!r}; there are train, val, test and all')
     if by not in (None, 'images', 'classes'): raise ValueError(f"by={by!r}: a split is over 'images' or 'classes'")
-    if split_file and by == 'images': raise ValueError(f"split_file={str(split_file)!r} lists classes, but by='images'; leave one of them out")
+    if split_file and by == 'images':
+        raise ValueError(f"split_file={str(split_file)!r} lists classes, but by='images'; leave one of them out")
     few = few_shot_name(name)
     by = by or ('classes' if few or split_file else 'images')
     invert = few == 'omniglot' if invert is None else invert
     rotations = (few == 'omniglot' and by == 'classes') if rotations is None else rotations
     usual_size, usual_gray = FEW_SHOT.get(few, (None, None))
-    source = _source(name, few, size or usual_size, root, download, usual_gray if gray is None else gray, n_classes, per_class, seed)
+    source = _source(name, few, size or usual_size, root, download, usual_gray if gray is None else gray, n_classes,
+                     per_class, seed)
     labels = {p: source.get(f'{p}.labels') for p in source.parts}
     splits = divide(labels, source.classes, by, val, seed, source.test, split_file)
     own, rows = (None, [(p, None) for p in labels]) if split == 'all' else splits[split]
     if not sum(len(labels[p] if i is None else i) for p,i in rows):
-        raise ValueError(f'{source.name} has no {split} images: ' + (f'{split_file} lists no class for it' if split_file else f'val={val}'))
+        why = f'{split_file} lists no class for it' if split_file else f'val={val}'
+        raise ValueError(f'{source.name} has no {split} images: {why}')
     images, y = (_gather(source, kind, rows) for kind in ('images', 'labels'))
-    classes, y = (source.classes, y) if own is None else (tuple(source.classes[i] for i in own), torch.searchsorted(own, y))
+    classes = source.classes if own is None else tuple(source.classes[i] for i in own)
+    if own is not None: y = torch.searchsorted(own, y)
     mean, std = _norm(source, few, splits['train'][1], images)
     if invert: images, mean = 255 - images, mean if few else tuple(1 - m for m in mean)
     pool = Pool(images, y, classes, source.name, split, mean, std)
@@ -474,7 +496,8 @@ def jitter(
     moved = linear @ (shift*u[4:].T)[..., None]
     theta = torch.cat([linear*half, -moved], 2)/half[:, None]
     out = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
-    return out.contiguous(memory_format=torch.channels_last) if c > 1 and x.is_contiguous(memory_format=torch.channels_last) else out
+    last = c > 1 and x.is_contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=torch.channels_last) if last else out
 
 # %% ../nbs/10_data.ipynb #5f22fc87
 def epoch_batches(

@@ -33,7 +33,8 @@ class Episode:
         for what in ('support', 'query'):
             x, y = getattr(self, what), getattr(self, f'{what}_labels')
             if len(x) != len(y) or not len(y) or not torch.equal(y, class_by_class(n, len(x)//n, y.device)):
-                raise ValueError(f'{what} labels must be 0 to {n - 1}, class by class, equally many of each, one for each of the {len(x)} images')
+                raise ValueError(f'{what} labels must be 0 to {n - 1}, class by class, equally many of each, one for '
+                                 f'each of the {len(x)} images')
         object.__setattr__(self, 'n_way', n)
 
     @property
@@ -43,7 +44,8 @@ class Episode:
 
     def __repr__(self) -> str:
         noun = 'query' if self.n_query == 1 else 'queries'
-        return f'{self.n_way}-way {self.k_shot}-shot, {self.n_query} {noun} a class, {"x".join(map(str, self.support.shape[1:]))}'
+        shape = 'x'.join(map(str, self.support.shape[1:]))
+        return f'{self.n_way}-way {self.k_shot}-shot, {self.n_query} {noun} a class, {shape}'
 
     def to(self,
         device:str|torch.device, # Where to
@@ -122,7 +124,7 @@ def sample_episode(
 
 # %% ../nbs/11_episodes.ipynb #84995a1d
 class Episodes:
-    "The episodes of a pool, numbered: `episodes[i]` depends on the seed and `i` alone. `episodes(step)` is the list for a training step."
+    "The episodes of a pool, numbered: `episodes[i]` depends on seed and `i` alone; `episodes(step)` is a step's list."
     __iter__ = None  # they never end; `take` says how many
 
     def __init__(self,
@@ -135,12 +137,14 @@ class Episodes:
         per_step:int=1,             # Episodes in a training step
     ):
         check_shape(pool, n_way, k_shot, n_query)
-        if not isinstance(per_step, int) or per_step < 1: raise ValueError(f'per_step must be 1 or more, got {per_step!r}')
+        if not isinstance(per_step, int) or per_step < 1:
+            raise ValueError(f'per_step must be 1 or more, got {per_step!r}')
         self.pool, self.n_way, self.k_shot, self.n_query = pool, n_way, k_shot, n_query
         self.seed, self.augment, self.per_step, self.table = seed, augment, per_step, pool.table.cpu()
 
     def __repr__(self) -> str:
-        return f'Episodes({self.n_way}-way {self.k_shot}-shot, {self.n_query} queries a class, seed {self.seed}, of {self.pool})'
+        return (f'Episodes({self.n_way}-way {self.k_shot}-shot, {self.n_query} queries a class, seed {self.seed}, '
+                f'of {self.pool})')
 
     def draw(self,
         i:int, # Number of the episode
@@ -174,15 +178,17 @@ def from_learn2learn(
 ) -> Episode:      # Support first in the order given
     "Make an episode of a learn2learn task (ValueError if its classes are unequal or too small)."
     if labels.dim() != 1 or len(labels) != len(data) or labels.is_floating_point():
-        raise ValueError(f'labels must be one integer for each of the {len(data)} images, got {labels.dtype} {list(labels.shape)}')
+        raise ValueError(f'labels must be one integer for each of the {len(data)} images, got {labels.dtype} '
+                         f'{list(labels.shape)}')
     values, counts = labels.unique(return_counts=True)
     n_way, each = len(values), int(counts.min()) if len(values) else 0
     if n_way < 2: raise ValueError(f'an episode needs at least 2 classes, this task has {n_way}')
     if each != counts.max():
-        raise ValueError(f'every class needs the same number of images; class {int(values[counts.argmin()])} has {each}, '
-                         f'class {int(values[counts.argmax()])} has {int(counts.max())}')
+        raise ValueError(f'every class needs the same number of images; class {int(values[counts.argmin()])} has '
+                         f'{each}, class {int(values[counts.argmax()])} has {int(counts.max())}')
     if not isinstance(k_shot, int) or not 1 <= k_shot < each:
-        raise ValueError(f'k_shot must be 1 to {each - 1}, since each class has {each} images and one must be left to query; got {k_shot!r}')
+        raise ValueError(f'k_shot must be 1 to {each - 1}, since each class has {each} images and one must be left to '
+                         f'query; got {k_shot!r}')
     rows = labels.argsort(stable=True).view(n_way, each).to(data.device)
     pick = lambda part: (data[part.flatten()].float(), class_by_class(n_way, part.shape[1], data.device))
     return Episode(*pick(rows[:, :k_shot]), *pick(rows[:, k_shot:]), n_way)
@@ -194,7 +200,8 @@ def to_learn2learn(
     "The pair of tensors that learn2learn's task sets give."
     n = episode.n_way
     parts = [x.view(n, -1, *x.shape[1:]) for x in (episode.support.contiguous(), episode.query.contiguous())]
-    return torch.cat(parts, 1).flatten(0, 1), class_by_class(n, episode.k_shot + episode.n_query, episode.support_labels.device)
+    labels = class_by_class(n, episode.k_shot + episode.n_query, episode.support_labels.device)
+    return torch.cat(parts, 1).flatten(0, 1), labels
 
 # %% ../nbs/11_episodes.ipynb #8cf119ca
 class Learn2LearnEpisodes:

@@ -122,7 +122,7 @@ def sweep(
     meta:dict|None=None,        # Protocol to store with it
     on_point:Callable|None=None, # `on_point(bits, point)` as each pair is done
     batch_size:int=500,         # Most images at once
-    on_predictions:Callable|None=None, # `on_predictions(bits, predicted, confidence, labels)` as each pair is done, each [n]
+    on_predictions:Callable|None=None, # `on_predictions(bits, predicted, confidence, labels)` likewise, each [n]
 ) -> Surface:                   # One point per pair, with bytes and BitOPs
     "Accuracy at every pair of `space`, on the same images; ValueError before any work if a pair cannot be run."
     for bits in space:

@@ -14,7 +14,8 @@ import torch
 def _close(got, expected, atol) -> bool:
     "Equal, or for numbers nearly so; shapes must agree."
     try: a, b = (torch.as_tensor(v).double() for v in (got, expected))
-    except (TypeError, ValueError, RuntimeError): return list(got) == list(expected) if isinstance(expected, (list, tuple)) else got == expected
+    except (TypeError, ValueError, RuntimeError):
+        return list(got) == list(expected) if isinstance(expected, (list, tuple)) else got == expected
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=atol)
 
 
@@ -28,5 +29,6 @@ def check(
     for args, expected in cases:
         got = attempt(*args)
         if got is None: return f'{attempt.__name__}: not attempted yet'
-        if not _close(got, expected, atol): return f'{attempt.__name__}: not yet; it gave {shown(got)}, expected {shown(expected)}'
+        if not _close(got, expected, atol):
+            return f'{attempt.__name__}: not yet; it gave {shown(got)}, expected {shown(expected)}'
     return f'{attempt.__name__}: right'

@@ -178,7 +178,8 @@ def logits_of(
     found = output.get('logits') if isinstance(output, Mapping) else getattr(output, 'logits', output)
     if isinstance(found, (tuple, list)) and len(found): found = found[0]
     if isinstance(found, Tensor): return found
-    raise TypeError(f'a network must return logits, alone, by name or first in a tuple; this one returns {_kind(output)}')
+    raise TypeError('a network must return logits, alone, by name or first in a tuple; this one returns '
+                    f'{_kind(output)}')
 
 # %% ../nbs/13_inputs.ipynb #d26428b1
 IGNORED = -100  # the label of an image that does not count

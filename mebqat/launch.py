@@ -31,7 +31,9 @@ def needs(
 ):
     "ValueError with the command that installs what is missing."
     gone = [m for m in modules if find_spec(m) is None]
-    if gone: raise ValueError(f"{what} needs {' and '.join(gone)}, not installed here; get it with: pip install 'mebqat[lab]'")
+    if gone:
+        raise ValueError(f"{what} needs {' and '.join(gone)}, not installed here; get it with: pip install "
+                         "'mebqat[lab]'")
 
 # %% ../nbs/90_launch.ipynb #e9722e5f
 TOUR, SOURCES = '00_tour.ipynb', 'sources'
@@ -48,8 +50,9 @@ def notebooks() -> Path: # Folder with `course` and the notebooks that the packa
 def own_names() -> dict[str, Path]: # Name of a copy, with `/` between folders, to its file
     "The course, and in a folder of their own the notebooks that the package is made from."
     source = notebooks()
-    found = {f.relative_to(source).as_posix(): f for f in sorted(source.rglob('[0-9]*.ipynb')) if '.ipynb_checkpoints' not in f.parts}
-    return {n.removeprefix('course/') if n.startswith('course/') else f'{SOURCES}/{n}': f for n,f in found.items()}
+    files = [f for f in sorted(source.rglob('[0-9]*.ipynb')) if '.ipynb_checkpoints' not in f.parts]
+    names = [f.relative_to(source).as_posix() for f in files]
+    return {n.removeprefix('course/') if n.startswith('course/') else f'{SOURCES}/{n}': f for n,f in zip(names, files)}
 
 
 def copy_notebooks(
@@ -72,8 +75,10 @@ def lab_command(
     more:tuple[str, ...]=(), # Further options of `jupyter lab`
 ) -> list[str]:          # The command
     "How JupyterLab is started on the tour: on this computer only, with its token."
-    first = [f'--ServerApp.root_dir={folder.resolve()}', '--ServerApp.ip=127.0.0.1'] + ([f'--LabApp.default_url=/lab/tree/{TOUR}'] if (folder/TOUR).exists() else [])
-    return [sys.executable, '-m', 'jupyterlab', *first, *([f'--ServerApp.port={port}'] if port else []), *more]
+    options = [f'--ServerApp.root_dir={folder.resolve()}', '--ServerApp.ip=127.0.0.1']
+    if (folder/TOUR).exists(): options.append(f'--LabApp.default_url=/lab/tree/{TOUR}')
+    if port: options.append(f'--ServerApp.port={port}')
+    return [sys.executable, '-m', 'jupyterlab', *options, *more]
 
 # %% ../nbs/90_launch.ipynb #2651f6fe
 def explorable(
@@ -110,7 +115,8 @@ def free_port(
     with closing(socket.socket()) as s:
         if os.name == 'posix': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind(('127.0.0.1', port or 0))
-        except OSError as e: raise OSError(f'port {port} cannot be used ({e.strerror}); choose another with --port') from None
+        except OSError as e:
+            raise OSError(f'port {port} cannot be used ({e.strerror}); choose another with --port') from None
         return s.getsockname()[1]
 
 
@@ -121,11 +127,15 @@ def app_folder(
     token:str,   # Who has it may look
 ):
     "Write the app: a notebook of one cell and Voilà's settings."
-    code = f'from pathlib import Path\nfrom mebqat.explore.surface_explorer import SurfaceExplorer\nfrom mebqat.launch import explorations_of\n\nSurfaceExplorer(explorations_of(Path({str(file.resolve())!r})))'
+    code = '\n'.join(['from pathlib import Path', 'from mebqat.explore.surface_explorer import SurfaceExplorer',
+                      'from mebqat.launch import explorations_of', '',
+                      f'SurfaceExplorer(explorations_of(Path({str(file.resolve())!r})))'])
     cell = dict(cell_type='code', id='explorer', metadata={}, execution_count=None, outputs=[], source=code)
     kernel = dict(name='python3', display_name='python3', language='python')
-    (folder/'explorer.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel, title=title), nbformat=4, nbformat_minor=5)))
-    (folder/'voila.json').write_text(json.dumps({'Voila': dict(token=token, ip='127.0.0.1', port_retries=0, open_browser=False), 'VoilaConfiguration': dict(show_tracebacks=True)}))
+    notebook = dict(cells=[cell], metadata=dict(kernelspec=kernel, title=title), nbformat=4, nbformat_minor=5)
+    server = dict(token=token, ip='127.0.0.1', port_retries=0, open_browser=False)
+    (folder/'explorer.ipynb').write_text(json.dumps(notebook))
+    (folder/'voila.json').write_text(json.dumps({'Voila': server, 'VoilaConfiguration': dict(show_tracebacks=True)}))
 
 # %% ../nbs/90_launch.ipynb #ce5cb9a8
 @contextmanager
@@ -154,7 +164,8 @@ def serve(
         folder, url = Path(name), f'http://127.0.0.1:{port}/?token={token}'
         app_folder(folder, file, title, token)
         with open(folder/'voila.log', 'wb') as log:
-            child = subprocess.Popen([sys.executable, '-m', 'voila', 'explorer.ipynb', f'--port={port}'], cwd=folder, stdout=log, stderr=log, start_new_session=True)
+            child = subprocess.Popen([sys.executable, '-m', 'voila', 'explorer.ipynb', f'--port={port}'], cwd=folder,
+                                     stdout=log, stderr=log, start_new_session=True)
         try:
             while child.poll() is None and not _answers(port): time.sleep(.1)
             if child.poll() is None:

@@ -31,7 +31,7 @@ def tune_cpu(
 
 # %% ../nbs/20_speed.ipynb #c33f1d35
 class Replay:
-    "`f(key, *tensors) -> tensors`, recorded once per key and shapes as a CUDA graph, then replayed; elsewhere simply called."
+    "`f(key, *tensors) -> tensors`, recorded once per key and shapes as a CUDA graph; elsewhere simply called."
     def __init__(self,
         f, # A function of a hashable key and tensors; gives a list of tensors or Nones
     ):
@@ -42,7 +42,7 @@ class Replay:
         full = key, *((t.shape, t.dtype) for t in tensors)
         if full not in self.graphs: self.graphs[full] = self._record(key, tensors)
         graph, inputs, out = self.graphs[full]
-        for mine, given in zip(inputs, tensors): mine.copy_(given)
+        for old, new in zip(inputs, tensors): old.copy_(new)
         graph.replay()
         return out
 

@@ -33,7 +33,7 @@ def proto_correct(
     model:nn.Module,       # A quantized embedding network
     episode:Episode,       # The classes to learn and the images to judge
     space:Iterable[Bits],  # Pairs
-) -> dict[Bits, Tensor]:   # Right or wrong for each query, at each pair; FloatingPointError, naming the pair, if outputs are not finite
+) -> dict[Bits, Tensor]:   # Which queries are right, at each pair; FloatingPointError for outputs that are not finite
     "Classify an episode's queries by prototypes at every pair."
     x, stem, rest = torch.cat([episode.support, episode.query]), None, model
     if (parts := split_stem(model)) is not None: stem, rest = parts
@@ -42,7 +42,7 @@ def proto_correct(
     for bits in space:
         with use_bits(model, bits): z = rest(x)
         support, query = z.split([len(episode.support), len(episode.query)])
-        out[bits] = _right(prototype_logits(query, prototypes(support, episode.n_way)), episode, f'at {bits}')
+        out[bits] = _correct(prototype_logits(query, prototypes(support, episode.n_way)), episode, f'at {bits}')
     return out
 
 
@@ -54,7 +54,7 @@ def inner_correct(
     learner:InnerSteps,   # The inner loop
     steps:int,            # Inner steps
     curve:bool=False,     # After every step, rather than after the last?
-) -> Tensor:              # Right or wrong, [1 or steps + 1, queries]; FloatingPointError, naming the step, if the loop diverges or outputs are not finite
+) -> Tensor:              # Which queries are right, [1 or steps + 1, queries]; FloatingPointError if the loop diverges
     "Adapt to an episode's support, then classify its queries."
     losses, rates, names = [], rates_of(model, learner.inner_lr), adaptable(model, learner.kinds)
     body, rest = split_body(model, names)
@@ -63,23 +63,27 @@ def inner_correct(
         path = inner_path(rest, support, episode.support_labels, steps, rates, names, losses=losses)
         points = [p for k,p in enumerate(path) if curve or k == steps]
         check_losses(losses, rates)
-        return torch.stack([_right(functional_call(rest, p, (query,)), episode, f'after {steps} inner steps') for p in points])
+        logits = [functional_call(rest, p, (query,)) for p in points]
+        return torch.stack([_correct(z, episode, f'after {steps} inner steps') for z in logits])
 
 
-def _right(logits, episode, where):
-    "Which queries are answered right; the first class is no answer where logits are NaN."
-    if not logits.isfinite().all(): raise FloatingPointError(f"the network's outputs {where} are not finite; train it again with lower learning rates")
+def _correct(logits, episode, where):
+    "Which queries are classified correctly; the first class is no prediction where logits are NaN."
+    if not logits.isfinite().all():
+        raise FloatingPointError(f"the network's outputs {where} are not finite; train it again with lower learning "
+                                 f"rates")
     return logits.argmax(1) == episode.query_labels
 
 # %% ../../nbs/fewshot/01_evaluate.ipynb #f79d76a1
 def same_episodes(
-    mine:Mapping,              # Protocol of one result
-    theirs:Mapping,            # And of another
+    here:Mapping,                # Protocol of one result
+    there:Mapping,               # And of another
     name:str='the other result', # How the error calls it
 ):
     "Refuse results that cannot be paired (ValueError)."
     for k in ('data', 'split', 'fingerprint', 'episodes', 'number of episodes'):
-        if mine.get(k) != theirs.get(k): raise ValueError(f'{name} was measured on other episodes: {k} {theirs.get(k)} there, {mine.get(k)} here')
+        if here.get(k) != there.get(k):
+            raise ValueError(f'{name} was measured on other episodes: {k} {there.get(k)} there, {here.get(k)} here')
 
 # %% ../../nbs/fewshot/01_evaluate.ipynb #8477d9d5
 class EpisodeScores:
@@ -90,9 +94,12 @@ class EpisodeScores:
         meta:Mapping|None=None,         # Protocol, JSON-able
         costs:Mapping|None=None,        # Per pair: (bytes, BitOPs)
     ):
-        self.accuracy, self.title, self.meta, self.costs = {b: v.double().cpu() for b,v in accuracy.items()}, title, dict(meta or {}), dict(costs or {})
+        self.accuracy = {b: v.double().cpu() for b,v in accuracy.items()}
+        self.title, self.meta, self.costs = title, dict(meta or {}), dict(costs or {})
         if not self.accuracy: raise ValueError('no pairs were measured')
-        if len(sizes := {len(v) for v in self.accuracy.values()}) > 1: raise ValueError(f'every pair needs the same episodes; there are {sorted(sizes)}')
+        sizes = {len(v) for v in self.accuracy.values()}
+        if len(sizes) > 1:
+            raise ValueError(f'every pair needs the same episodes; there are {sorted(sizes)}')
 
     @property
     def n(self) -> int: return len(next(iter(self.accuracy.values())))
@@ -110,8 +117,11 @@ class EpisodeScores:
     ) -> pd.DataFrame:         # Per pair: difference in points, its 95 % interval, and whether it is clear of zero
         "Paired differences (ValueError when the episodes differ)."
         same_episodes(self.meta, other.meta)
-        if self.n != other.n: raise ValueError(f'the other result has {other.n} episodes, this one {self.n}; paired differences need the same')
-        if not (both := [b for b in self.accuracy if b in other.accuracy]): raise ValueError('the two share no pair of bits')
+        if self.n != other.n:
+            raise ValueError(f'the other result has {other.n} episodes, this one {self.n}; paired differences need '
+                             f'the same')
+        both = [b for b in self.accuracy if b in other.accuracy]
+        if not both: raise ValueError('the two share no pair of bits')
         rows = []
         for b in both:
             mean, low, high = mean_interval((100*(self.accuracy[b] - other.accuracy[b])).tolist())
@@ -121,15 +131,18 @@ class EpisodeScores:
     def save(self, path:str|Path) -> Path:
         "Keep every episode's accuracy, float64 [n] under the name of each pair."
         about = {'title': self.title, 'meta': self.meta, 'costs': {str(b): c for b,c in self.costs.items()}}
-        return save_whole(path, {str(b): v for b,v in self.accuracy.items()}, {'format': 'mebqat-episodes', 'version': 1, **about})
+        return save_whole(path, {str(b): v for b,v in self.accuracy.items()},
+                          {'format': 'mebqat-episodes', 'version': 1, **about})
 
     @classmethod
     def load(cls, path:str|Path) -> 'EpisodeScores':
         "Read saved scores (ValueError naming the file when it holds none)."
         tensors, about = load_whole(path)
-        if (about.get('format'), about.get('version')) != ('mebqat-episodes', 1): raise ValueError(f'{path} holds no episodes that this version reads')
+        if (about.get('format'), about.get('version')) != ('mebqat-episodes', 1):
+            raise ValueError(f'{path} holds no episodes that this version reads')
         pairs = sorted(map(Bits.parse, tensors))
-        return cls({b: tensors[str(b)] for b in pairs}, about['title'], about['meta'], {b: tuple(about['costs'][str(b)]) for b in pairs if str(b) in about['costs']})
+        return cls({b: tensors[str(b)] for b in pairs}, about['title'], about['meta'],
+                   {b: tuple(about['costs'][str(b)]) for b in pairs if str(b) in about['costs']})
 
     def __repr__(self): return f'EpisodeScores({self.title}: {len(self.accuracy)} pairs, {self.n} episodes)'
 
@@ -143,14 +156,18 @@ def check_fits(
     "Refuse what cannot be evaluated, before any work (ValueError)."
     learner.check(model)
     if reestimates(model):
-        raise ValueError("few-shot evaluation has no training images: quantize with bn='batch' or 'running', not 'reestimate'")
+        raise ValueError("few-shot evaluation has no training images: quantize with bn='batch' or "
+                         "'running', not 'reestimate'")
     for bits in space:
         with use_bits(model, bits): pass
     try:
         with torch.no_grad(), evaluating(model), one_value_explained(episode.query[:2]): out = model(episode.query[:2])
-    except RuntimeError as e: raise ValueError(f'images of {"x".join(map(str, episode.query.shape[1:]))} do not fit the network: {str(e).splitlines()[0]}') from e
+    except RuntimeError as e:
+        raise ValueError(f'images of {"x".join(map(str, episode.query.shape[1:]))} do not fit the network: '
+                         f'{str(e).splitlines()[0]}') from e
     if isinstance(learner, InnerSteps) and out.shape[1] != episode.n_way:
-        raise ValueError(f'the network classifies {out.shape[1]} ways, the episodes have {episode.n_way}; give n_way={out.shape[1]}')
+        raise ValueError(f'the network classifies {out.shape[1]} ways, the episodes have {episode.n_way}; give '
+                         f'n_way={out.shape[1]}')
 
 # %% ../../nbs/fewshot/01_evaluate.ipynb #59445c0d
 def sweep_episodes(
@@ -162,26 +179,28 @@ def sweep_episodes(
     steps:int|None=None,           # Inner steps; None takes the learner's
     title:str='',                  # Name of the result
     meta:dict|None=None,           # More protocol
-) -> EpisodeScores:                # FloatingPointError, naming the pair, if an inner loop diverges or outputs are not finite
-    "Every pair of `space` on the same episodes."
+) -> EpisodeScores:                # One accuracy for each pair and episode
+    "Every pair of `space` on the same episodes; FloatingPointError where something diverges, naming the pair."
     if n < 1: raise ValueError(f'give 1 episode or more, not {n}')
     device = next(model.parameters()).device
     first = episodes[0].to(device)
     check_fits(model, learner, first, space)
-    found, costs = {b: [] for b in space}, profile(model, first.query[:1])
+    accuracy, costs = {b: [] for b in space}, profile(model, first.query[:1])
     with progress(n, 0, title or 'episodes') as bar, evaluating(model):
         for i in range(n):
             episode = episodes[i].to(device)
-            answers = proto_correct(model, episode, space) if isinstance(learner, Prototypes) else {b: _inner(model, episode, b, learner, steps) for b in space}
-            for b,right in answers.items(): found[b].append(right.double().mean())
+            if isinstance(learner, Prototypes): correct = proto_correct(model, episode, space)
+            else: correct = {b: _inner(model, episode, b, learner, steps) for b in space}
+            for b,c in correct.items(): accuracy[b].append(c.double().mean())
             bar.update()
     at = {b: costs.at(b) for b in space}
-    return EpisodeScores({b: torch.stack(v) for b,v in found.items()}, title, {**episode_protocol(model, learner, episodes, first, n, steps), **(meta or {})},
+    about = {**episode_protocol(model, learner, episodes, first, n, steps), **(meta or {})}
+    return EpisodeScores({b: torch.stack(v) for b,v in accuracy.items()}, title, about,
                          {b: (c.weight_bytes, c.bitops) for b,c in at.items()})
 
 
 def _inner(model, episode, bits, learner, steps):
-    "The last answers of one adaptation; errors say at which pair."
+    "What is right after the last step of one adaptation; errors say at which pair."
     try: return inner_correct(model, episode, bits, learner, learner.steps if steps is None else steps)[-1]
     except FloatingPointError as e: raise FloatingPointError(f'at {bits}: {e}') from None
 
@@ -197,13 +216,23 @@ def episode_protocol(
     "What every few-shot number should carry."
     from mebqat import __version__
     q, pool = model.quantization, episodes.pool
-    adapts = {} if isinstance(learner, Prototypes) else {'inner steps': learner.steps if steps is None else steps, 'adapts': ' and '.join(learner.kinds) + (", features less the support's mean" if learner.center else ''),
-              'inner rates': 'learned' if getattr(model, 'log_rate', None) is not None else learner.inner_lr}
-    norm = 'statistics of the support and query images together' if isinstance(learner, Prototypes) else 'statistics of the support while adapting, of the query when answering'
+    adapts, norm = {}, 'statistics of the support and query images together'
+    if isinstance(learner, InnerSteps):
+        adapts = _inner_protocol(model, learner, steps)
+        norm = 'statistics of the support while adapting, of the query when answering'
+    shape = f'{first.n_way}-way {first.k_shot}-shot, {first.n_query} queries a class'
     return {'data': pool.name, 'split': pool.split, 'classes': len(pool.classes), 'fingerprint': pool.fingerprint(),
-            'episodes': f'{first.n_way}-way {first.k_shot}-shot, {first.n_query} queries a class, seed {episodes.seed}', 'number of episodes': n,
-            'scheme': q.scheme.name, 'bn': norm if q.bn == 'batch' else q.bn, 'skip': q.skip, 'quantized layers': len(bit_layers(model)), **adapts,
-            'interval': 'normal 95 % over episodes', 'mebqat': __version__, 'torch': torch.__version__}
+            'episodes': f'{shape}, seed {episodes.seed}', 'number of episodes': n, 'scheme': q.scheme.name,
+            'bn': norm if q.bn == 'batch' else q.bn, 'skip': q.skip, 'quantized layers': len(bit_layers(model)),
+            **adapts, 'interval': 'normal 95 % over episodes', 'mebqat': __version__, 'torch': torch.__version__}
+
+
+def _inner_protocol(model, learner, steps) -> dict:
+    "What adapts, in how many steps, at which rates."
+    centered = ", features less the support's mean"*learner.center
+    learned = getattr(model, 'log_rate', None) is not None
+    return {'inner steps': learner.steps if steps is None else steps, 'adapts': ' and '.join(learner.kinds) + centered,
+            'inner rates': 'learned' if learned else learner.inner_lr}
 
 # %% ../../nbs/fewshot/01_evaluate.ipynb #7bd9886e
 def adaptation_curve(
@@ -219,11 +248,12 @@ def adaptation_curve(
     check_fits(model, learner, episodes[0].to(device), space)
     with progress(n*len(space), 0, 'adaptation') as bar, evaluating(model):
         for bits in space:
-            right = []
+            accuracy = []
             for i in range(n):
-                right.append(inner_correct(model, episodes[i].to(device), bits, learner, steps, curve=True).double().mean(1).cpu())
+                correct = inner_correct(model, episodes[i].to(device), bits, learner, steps, curve=True)
+                accuracy.append(correct.double().mean(1).cpu())
                 bar.update()
-            for k,v in enumerate(torch.stack(right).T.tolist()):
+            for k,v in enumerate(torch.stack(accuracy).T.tolist()):
                 rows.append({'bits': str(bits), 'step': k} | dict(zip(('accuracy', 'low', 'high'), mean_interval(v))))
     return pd.DataFrame(rows)
 
@@ -235,6 +265,8 @@ def plot_adaptation(
     "Accuracy against inner steps."
     fig = go.Figure()
     for bits,part in curve.groupby('bits', sort=False):
-        error = dict(type='data', symmetric=False, array=part.high - part.accuracy, arrayminus=part.accuracy - part.low, thickness=1)
+        error = dict(type='data', symmetric=False, array=part.high - part.accuracy, arrayminus=part.accuracy - part.low,
+                     thickness=1)
         fig.add_scatter(x=part.step, y=part.accuracy, name=bits, mode='lines+markers', error_y=error)
-    return fig.update_layout(title=title, height=360, xaxis_title='inner steps on the support', yaxis=dict(title='accuracy on the query', tickformat='.0%'))
+    return fig.update_layout(title=title, height=360, xaxis_title='inner steps on the support',
+                             yaxis=dict(title='accuracy on the query', tickformat='.0%'))

@@ -39,11 +39,13 @@ def from_strokes(
     "A drawn character."
     if not (strokes := [s for s in strokes if len(s)]): raise ValueError('the pad is empty: draw a character first')
     lines = [torch.tensor(s, dtype=torch.float32).view(-1, 2) for s in strokes]
-    if not all(s.isfinite().all() for s in lines): raise ValueError('the drawing has points that are no numbers; clear it and draw again')
+    if not all(s.isfinite().all() for s in lines):
+        raise ValueError('the drawing has points that are no numbers; clear it and draw again')
     t = torch.linspace(0, 1, 48)[:, None]
     dense = [torch.cat([s[:1], *(a + (b - a)*t for a,b in zip(s, s[1:]))]) for s in lines]
     points = torch.cat(dense)
-    if (points.amax(0) - points.amin(0)).max() < .05: raise ValueError('this is a dot, not a character: draw a longer line')
+    if (points.amax(0) - points.amin(0)).max() < .05:
+        raise ValueError('this is a dot, not a character: draw a longer line')
     return redraw(points, size)
 
 # %% ../../nbs/fewshot/02_ink.ipynb #8fe0bdf2
@@ -68,12 +70,16 @@ def find_ink(
     data:bytes, # A PNG or JPEG file
 ) -> np.ndarray: # True where there is ink, cut out, 96 along its longer side; ValueError if it is no such picture
     "Where a picture has ink."
-    if len(data) > MOST_BYTES: raise ValueError(f'the file has {len(data)/1e6:.1f} MB; give one of at most {MOST_BYTES/1e6:.0f} MB')
+    if len(data) > MOST_BYTES:
+        raise ValueError(f'the file has {len(data)/1e6:.1f} MB; give one of at most {MOST_BYTES/1e6:.0f} MB')
     try:
         picture = Image.open(io.BytesIO(data), formats=('PNG', 'JPEG'))
-        if picture.width*picture.height > MOST_PIXELS: raise ValueError(f'the image has {picture.width} x {picture.height} pixels; give one of at most {MOST_PIXELS/1e6:.0f} million')
+        if picture.width*picture.height > MOST_PIXELS:
+            raise ValueError(f'the image has {picture.width} x {picture.height} pixels; give one of at most '
+                             f'{MOST_PIXELS/1e6:.0f} million')
         picture = ImageOps.exif_transpose(picture).convert('RGBA')
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f'this file is no PNG or JPEG image that can be read: {str(e)[:80]}') from e
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f'this file is no PNG or JPEG image that can be read: {str(e)[:80]}') from e
     picture.thumbnail((400, 400))
     paper = Image.new('RGBA', picture.size, 'white')
     gray = np.asarray(Image.alpha_composite(paper, picture).convert('L').filter(ImageFilter.MedianFilter(3)))
@@ -82,7 +88,8 @@ def find_ink(
     dark = gray <= level
     edge = np.concatenate([dark[0], dark[-1], dark[:, 0], dark[:, -1]])
     ink = ~dark if edge.mean() > .5 else dark
-    if ink.mean() > .5: raise ValueError(f'{ink.mean():.0%} of this image would be ink: give one character on plain paper')
+    if ink.mean() > .5:
+        raise ValueError(f'{ink.mean():.0%} of this image would be ink: give one character on plain paper')
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     cut = Image.fromarray(ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].astype(np.uint8)*255)
     scale = 96/max(cut.size)

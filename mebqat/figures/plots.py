@@ -152,8 +152,10 @@ def by_pair(
     for i,(name, s) in enumerate(surfaces.items()):
         seen = [b for b in pairs if b in s]
         x = [pairs.index(b) + .05*(i - (len(surfaces) - 1)/2) for b in seen]
-        fig.add_scatter(x=x, y=[s.at(b).accuracy for b in seen], error_y=whisker([s.at(b) for b in seen]), name=name, mode='lines+markers', **look(i))
-    fig.update_xaxes(title='weight and activation bits', tickvals=[*range(len(pairs))], ticktext=[*map(str, pairs)], zeroline=False)
+        fig.add_scatter(x=x, y=[s.at(b).accuracy for b in seen], error_y=whisker([s.at(b) for b in seen]), name=name,
+                        mode='lines+markers', **look(i))
+    fig.update_xaxes(title='weight and activation bits', tickvals=[*range(len(pairs))], ticktext=[*map(str, pairs)],
+                     zeroline=False)
     fig.update_yaxes(title='accuracy', range=[0, 1.02], tickformat='.0%')
     return below(name_figure(fig.update_layout(height=440), title, caption))
 
@@ -202,14 +204,23 @@ CLIPPED = 'weights clipped'
 
 def metrics(
     history:pd.DataFrame, # A training history
-) -> dict[str, list[str]]: # Panel to columns: `loss` first, then `accuracy`, bitwidths (`... bits`) together, clipped shares together, every other metric by itself
+) -> dict[str, list[str]]: # Panel to columns: `loss`, `accuracy`, bitwidths, clipped shares, each other metric
     "Sort the numeric columns of a history by what they measure."
     panels = {'loss': [], 'accuracy': []}
     for k in history.select_dtypes('number'):
-        own = 'accuracy' if k.startswith('val ') else 'bits' if k.endswith(' bits') else CLIPPED if k.startswith('clipped ') else k
-        kind = next((word for word in panels if word[:4] in k.lower() or word[:3] == k.lower()[-3:]), own)
+        kind = next((word for word in panels if word[:4] in k.lower() or word[:3] == k.lower()[-3:]), _kind(k))
         if k not in ('step', 'epoch') and history[k].notna().any(): panels.setdefault(kind, []).append(k)
     return {k: v for k,v in panels.items() if v}
+
+
+def _kind(column) -> str:
+    "The panel of a column that says neither loss nor accuracy."
+    if column.startswith('val '): return 'accuracy'
+    if column.endswith(' bits'): return 'bits'
+    return CLIPPED if column.startswith('clipped ') else column
+
+
+_AXES = {'accuracy': dict(range=[0, 1.02], tickformat='.0%'), CLIPPED: dict(rangemode='tozero', tickformat='.0%')}
 
 
 def training(
@@ -228,8 +239,7 @@ def training(
             seen, how = history[[along, k]].dropna(), look(len(fig.data), 1.6)
             how['line']['dash'], how['mode'] = DASHES[i % len(DASHES)], 'lines' + '+markers'*(len(seen) <= 30)
             fig.add_scatter(x=seen[along].tolist(), y=seen[k].tolist(), name=k, **how, row=row, col=1)
-        percent = dict(range=[0, 1.02], tickformat='.0%') if panel == 'accuracy' else dict(rangemode='tozero', tickformat='.0%') if panel == CLIPPED else {}
-        fig.update_yaxes(title=panel, row=row, **percent)
+        fig.update_yaxes(title=panel, row=row, **_AXES.get(panel, {}))
     fig.update_xaxes(title=along, row=len(panels))
     return below(name_figure(fig.update_layout(height=170*len(panels) + 190), title, caption))
 
@@ -261,11 +271,13 @@ KEYS = dedent('''\
     const keys = div => {
       const slider = () => div.layout.sliders[0];
       if (!div.layout.sliders?.length) return;
-      const tell = () => { for (const [k, v] of Object.entries({'aria-valuenow': slider().active ?? 0, 'aria-valuetext': slider().steps[slider().active ?? 0].label})) div.setAttribute(k, v); };
-      for (const [k, v] of Object.entries({tabindex: 0, role: 'slider', 'aria-valuemin': 0, 'aria-valuemax': slider().steps.length - 1})) div.setAttribute(k, v);
+      const set = about => Object.entries(about).forEach(([k, v]) => div.setAttribute(k, v));
+      const now = () => slider().active ?? 0;
+      const tell = () => set({'aria-valuenow': now(), 'aria-valuetext': slider().steps[now()].label});
+      set({tabindex: 0, role: 'slider', 'aria-valuemin': 0, 'aria-valuemax': slider().steps.length - 1});
       div.addEventListener('keydown', async e => {
-        const last = slider().steps.length - 1, now = slider().active ?? 0;
-        const next = {ArrowLeft: now - 1, ArrowDown: now - 1, ArrowRight: now + 1, ArrowUp: now + 1, Home: 0, End: last}[e.key];
+        const last = slider().steps.length - 1, less = now() - 1, more = now() + 1;
+        const next = {ArrowLeft: less, ArrowDown: less, ArrowRight: more, ArrowUp: more, Home: 0, End: last}[e.key];
         if (next === undefined) return;
         e.preventDefault();
         const active = Math.min(last, Math.max(0, next)), step = slider().steps[active];
@@ -387,7 +399,9 @@ def choosable(
 ) -> tuple[str, ...]: # Names of the layers whose bits can be chosen
     "The quantized layers of a cost table (ValueError when there are none)."
     names = tuple(l.name for l in costs.layers if l.quantized)
-    if not names: raise ValueError('this network has no quantized layers, so there are no bits to choose; call quantize(model, LSQ(), example) first')
+    if not names:
+        raise ValueError('this network has no quantized layers, so there are no bits to choose; call quantize(model, '
+                         'LSQ(), example) first')
     return names
 
 
@@ -405,8 +419,10 @@ def policy_bars(
     names:Iterable[str], # Layers to show
 ) -> go.Figure:          # Bits above, bytes below
     "Bits and bytes of each layer as bars."
-    fig, x = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=.08), [l.name for l in cost.layers if l.name in set(names)]
-    for name, color, row, y in zip(('weight bits', 'activation bits', 'bytes'), ('#0072B2', '#E69F00', '#009E73'), (1, 1, 2), bar_heights(cost, names)):
+    fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=.08)
+    x = [l.name for l in cost.layers if l.name in set(names)]
+    for name, color, row, y in zip(('weight bits', 'activation bits', 'bytes'), ('#0072B2', '#E69F00', '#009E73'),
+                                   (1, 1, 2), bar_heights(cost, names)):
         fig.add_bar(x=x, y=y, name=name, marker_color=color, showlegend=row == 1, row=row, col=1)
     fig.update_yaxes(title='bits', row=1).update_yaxes(title='bytes', row=2, col=1)
     fig.update_xaxes(type='category', automargin=True, tickangle=-40, row=2, col=1).update_xaxes(type='category', row=1)

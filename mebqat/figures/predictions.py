@@ -81,15 +81,22 @@ def _check(e):
     n, k, kind = len(e.labels), len(e.classes), torch.uint8 if len(e.classes) <= 256 else torch.int16
     if not n: raise ValueError('an exploration needs images')
     if e.images.dim() != 4 or e.images.dtype != torch.uint8 or len(e.images) > n:
-        raise ValueError(f'images must be uint8 [m, C, H, W] with m up to {n}, got {e.images.dtype} {list(e.images.shape)}')
-    if e.labels.dtype != kind or not 0 <= int(e.labels.min()) <= int(e.labels.max()) < k: raise ValueError(f'labels must be {kind} from 0 to {k - 1}')
-    if list(e.answers) != list(e.surface) or list(e.confidence) != list(e.surface): raise ValueError('answers and confidence must have the pairs of the surface, in its order')
+        raise ValueError(f'images must be uint8 [m, C, H, W] with m up to {n}, got {e.images.dtype} '
+                         f'{list(e.images.shape)}')
+    if e.labels.dtype != kind or not 0 <= int(e.labels.min()) <= int(e.labels.max()) < k:
+        raise ValueError(f'labels must be {kind} from 0 to {k - 1}')
+    if list(e.answers) != list(e.surface) or list(e.confidence) != list(e.surface):
+        raise ValueError('answers and confidence must have the pairs of the surface, in its order')
     for bits in e.surface:
         said, sure, point = e.answers[bits], e.confidence[bits], e.surface.at(bits)
-        if said.shape != (n,) or said.dtype != kind or not 0 <= int(said.min()) <= int(said.max()) < k: raise ValueError(f'answers at {bits} must be {kind} [{n}] from 0 to {k - 1}')
-        if sure.shape != (n,) or sure.dtype != torch.uint8: raise ValueError(f'confidence at {bits} must be uint8 [{n}]')
+        if said.shape != (n,) or said.dtype != kind or not 0 <= int(said.min()) <= int(said.max()) < k:
+            raise ValueError(f'answers at {bits} must be {kind} [{n}] from 0 to {k - 1}')
+        if sure.shape != (n,) or sure.dtype != torch.uint8:
+            raise ValueError(f'confidence at {bits} must be uint8 [{n}]')
         right = int((said == e.labels).sum())
-        if point.n != n or right/n != point.accuracy: raise ValueError(f'{right} of {n} answers at {bits} are right, but the surface says {point.accuracy} of {point.n}')
+        if point.n != n or right/n != point.accuracy:
+            raise ValueError(f'{right} of {n} answers at {bits} are right, but the surface says {point.accuracy} of '
+                             f'{point.n}')
 
 # %% ../../nbs/figures/02_predictions.ipynb #b743b9c3
 def thumbnails(
@@ -122,15 +129,16 @@ def explore(
     batch_size:int=500,  # Most images at once
 ) -> Exploration:        # The surface of `sweep`, and the answers behind it
     "Measure every pair of `space` and keep what was answered."
-    images, said = thumbnails(data, most), {}
-    def keep(*reply): said[reply[0]] = reply[1:]
+    images, predictions = thumbnails(data, most), {}
+    def keep(bits, *of_images): predictions[bits] = of_images
     surface = sweep(model, data, space, bn_data, title, meta, on_point, batch_size, keep)
-    labels = next(iter(said.values()))[2]
-    names = getattr(data, 'classes', None) or map(str, range(1 + int(max(t.max() for p,_,y in said.values() for t in (p, y)))))
-    classes = tuple(names)
+    _, _, labels = next(iter(predictions.values()))
+    most_class = max(int(t.max()) for p,_,y in predictions.values() for t in (p, y))
+    classes = tuple(getattr(data, 'classes', None) or map(str, range(1 + most_class)))
     kind = torch.uint8 if len(classes) <= 256 else torch.int16
     costs = profile(model, next(iter(batches_of(data, 1, 1, next(model.parameters()).device)))[0])
-    return Exploration(surface, {b: p.to(kind) for b,(p,_,_) in said.items()}, {b: (255*c).round().to(torch.uint8) for b,(_,c,_) in said.items()},
+    return Exploration(surface, {b: p.to(kind) for b,(p,_,_) in predictions.items()},
+                       {b: (255*c).round().to(torch.uint8) for b,(_,c,_) in predictions.items()},
                        labels.to(kind), images, classes, costs)
 
 # %% ../../nbs/figures/02_predictions.ipynb #d41428de
@@ -142,7 +150,9 @@ def live_answers(
     batch_size:int=500,  # Most images at once
 ) -> dict:               # Arguments of `SurfaceExplorer.live`, but for the space
     "A network as a function from bits to answers; ValueError when it has no quantized layers."
-    if not bit_layers(model): raise ValueError('this network has no quantized layers, so its bits cannot move; call quantize(model, LSQ(), example) first')
+    if not bit_layers(model):
+        raise ValueError('this network has no quantized layers, so its bits cannot move; call quantize(model, LSQ(), '
+                         'example) first')
     with deployed(model, FP, bn_data): predicted, _, labels, _ = predict(model, data, batch_size)
     classes = tuple(getattr(data, 'classes', None) or map(str, range(1 + int(max(predicted.max(), labels.max())))))
     kind = torch.uint8 if len(classes) <= 256 else torch.int16
@@ -169,9 +179,12 @@ def save_explorations(
             raise ValueError(f'{name!r} was explored on other images than {first!r}; keep them in separate files')
     tensors = {'images': one.images, 'labels': one.labels}
     for i,e in enumerate(explorations.values()):
-        tensors |= {f'{i}.answers': torch.stack([*e.answers.values()]), f'{i}.confidence': torch.stack([*e.confidence.values()])}
-    parts = [{'name': str(name), 'surface': dumps(e.surface.points, e.title, e.meta), 'costs': e.costs.record()} for name,e in explorations.items()]
-    return save_whole(path, tensors, {'format': FORMAT, 'version': VERSION, 'mebqat': __version__, 'classes': list(one.classes), 'explorations': parts})
+        tensors |= {f'{i}.answers': torch.stack([*e.answers.values()]),
+                    f'{i}.confidence': torch.stack([*e.confidence.values()])}
+    parts = [{'name': str(name), 'surface': dumps(e.surface.points, e.title, e.meta),
+              'costs': e.costs.record()} for name,e in explorations.items()]
+    return save_whole(path, tensors, {'format': FORMAT, 'version': VERSION, 'mebqat': __version__,
+                                      'classes': list(one.classes), 'explorations': parts})
 
 # %% ../../nbs/figures/02_predictions.ipynb #4a799eeb
 def _part(tensors, about, i):
@@ -179,7 +192,8 @@ def _part(tensors, about, i):
     part, surface = about['explorations'][i], Surface(*loads(about['explorations'][i]['surface']))
     rows = (tensors[f'{i}.{k}'] for k in ('answers', 'confidence'))
     answers, confidence = (dict(zip(surface, r, strict=True)) for r in rows)
-    return Exploration(surface, answers, confidence, tensors['labels'], tensors['images'], tuple(map(str, about['classes'])), CostTable.from_record(part['costs']))
+    return Exploration(surface, answers, confidence, tensors['labels'], tensors['images'],
+                       tuple(map(str, about['classes'])), CostTable.from_record(part['costs']))
 
 
 def load_explorations(
@@ -187,8 +201,12 @@ def load_explorations(
 ) -> dict[str, Exploration]:      # Name to exploration
     "Read explorations back; ValueError naming the file for another kind, another version, or damage."
     tensors, about = load_whole(path)
-    if about.get('format') != FORMAT: raise ValueError(f'{path} holds no explorations but {about.get("format", "something else")!r}; mebqat surface RUN makes RUN/exploration.safetensors')
-    if about.get('version') != VERSION: raise ValueError(f'{path} has exploration format {about.get("version")!r} of mebqat {about.get("mebqat")}; this version reads {VERSION}; make it again')
+    if about.get('format') != FORMAT:
+        raise ValueError(f'{path} holds no explorations but {about.get("format", "something else")!r}; mebqat surface '
+                         'RUN makes RUN/exploration.safetensors')
+    if about.get('version') != VERSION:
+        raise ValueError(f'{path} has exploration format {about.get("version")!r} of mebqat {about.get("mebqat")}; '
+                         f'this version reads {VERSION}; make it again')
     try: return {str(p['name']): _part(tensors, about, i) for i,p in enumerate(about['explorations'])}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {str(e).splitlines()[0]}); make it again') from e
