@@ -94,8 +94,8 @@ def _page(file, two, surfaces, rows, run, seconds, epochs):
     dedicated = {f'Dedicated QAT {b}': surfaces[str(b)] for b in CORNERS if b.w == b.a}
     size = sum(p.numel() for n,p in run.model.named_parameters() if 'log_factor' not in n)
     text = (f'A {run.spec.network.model} of {size:,} parameters, trained with MEBQAT on the shipped handwritten digits '
-            f'({epochs} passes, LSQ, every layer quantized, batch norm re-estimated at each pair), measured at {len(one)} '
-            f'pairs of bits on {one.meta["images"]} test images. Training all seven networks of this page took '
+            f'({epochs} passes, LSQ, every layer quantized, batch norm re-estimated at each pair), measured at '
+            f'{len(one)} pairs of bits on {one.meta["images"]} test images. Training all seven networks of this page took '
             f'{seconds:.0f} seconds. Intervals are 95 %; with so few images, differences of a point or two are noise.')
     pair = {ONE: one, PTQ: ptq}
     parts = [
@@ -160,12 +160,13 @@ def _few_page(file, runs, scores, surfaces, curve, rows, seconds):
     from mebqat.surface import name_figure
     n, about = scores['pn'].n, scores['pn'].meta
     apart = pd.concat({f'MEBQAT-PN minus {TITLES[k]}': scores['mebqat-pn'].minus(scores[k]) for k in ('pn', 'pn-qat')})
+    inner_steps = runs['mebqat-maml'].spec.options.inner_steps
     sizes = ', '.join(f'{TITLES[m]}: {r.spec.training.steps} steps' for m,r in runs.items())
     text = (f'<p>Four small networks (four blocks of 16 channels, LSQ, first convolution in full precision) on '
             f'procedural characters: {len(runs["pn"].pool("train").classes)} to train on, {about["classes"]} others to '
             f'test on. Every number is a mean over the same {n} episodes ({about["episodes"]}); intervals are 95 %. '
             f'{sizes}. PN+QAT saw as many episodes in as many backward passes as MEBQAT-PN, all of them at W2A2. '
-            f'MEBQAT-MAML was trained briefly and adapts in {runs["mebqat-maml"].spec.options.inner_steps} inner steps. '
+            f'MEBQAT-MAML was trained briefly and adapts in {inner_steps} inner steps. '
             f'Training took {seconds:.0f} seconds; networks and budgets this small show the method, not the papers\' '
             'numbers.</p>')
     write_page(file, 'New classes at any bitwidth', [
