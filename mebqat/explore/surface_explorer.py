@@ -92,17 +92,21 @@ class SurfaceExplorer(Panel):
         self._switched()
         self._connect()
 
-    def _connect(self):
-        changes = {self.picker: self._picked, self.method_list: self._named, self.view: self._paint,
-                   self.stretch: self._paint, self.against: self._paint, self.reference: self._show_answers}
-        for control,call in changes.items(): control.observe(self._on(call), 'value')
-        self.budget.observe(self._on(self._allow), 'limits')
-        self.observe(self._on(self._moved), 'value')
-        self.observe(self._on(self._switched), 'method')
-        self.budget.go.on_click(self._on(self._take_best))
-        self.fill.on_click(self.guarded(lambda button: self.measure_all()))
-
-    def _on(self, call): return self.guarded(lambda change: call())
+    @classmethod
+    def live(cls,
+        answer:Callable[[Bits], tuple], # As for `Visited`; `live_answers` makes all but the space
+        images:Tensor,           # Thumbnails
+        labels:Tensor,           # True classes
+        classes:Iterable[str],   # Their names
+        space:BitSpace,          # Pairs that can be visited
+        costs,                   # A CostTable or a `cost.Profile`
+        value:Bits|None=None,    # Pair to begin with; None takes the largest
+        title:str='this network', # Its name
+    ) -> 'SurfaceExplorer':      # With one pair measured
+        "An explorer that measures pairs as they are visited."
+        x = Visited(answer, images, labels, classes, space, costs, title)
+        x.measure(max(x.space) if value is None else value)
+        return cls(x, value)
 
     @traitlets.validate('value')
     def _check(self, proposal):
@@ -117,6 +121,22 @@ class SurfaceExplorer(Panel):
         raise traitlets.TraitError(f'there is no network {proposal["value"]!r} here; there are {names}')
 
 # %% ../../nbs/explore/03_surface_explorer.ipynb #be114072
+@patch
+def _connect(self:SurfaceExplorer):
+    changes = {self.picker: self._picked, self.method_list: self._named, self.view: self._paint,
+               self.stretch: self._paint, self.against: self._paint, self.reference: self._show_answers}
+    for control,call in changes.items(): control.observe(self._on(call), 'value')
+    self.budget.observe(self._on(self._allow), 'limits')
+    self.observe(self._on(self._moved), 'value')
+    self.observe(self._on(self._switched), 'method')
+    self.budget.go.on_click(self._on(self._take_best))
+    self.fill.on_click(self.guarded(lambda button: self.measure_all()))
+
+
+@patch
+def _on(self:SurfaceExplorer, call): return self.guarded(lambda change: call())
+
+
 def _space_of(x):
     "The pairs that can be shown of something, those included that are still to be measured."
     return BitSpace(getattr(x, 'space', surface_of(x)))
@@ -337,23 +357,6 @@ def measure(self:Visited,
     self.surface = Surface(points | {bits: point}, self.title)
     self.answers[bits], self.confidence[bits] = predicted, confidence
     return seconds
-
-# %% ../../nbs/explore/03_surface_explorer.ipynb #b4a52fb1
-@patch(cls_method=True)
-def live(cls:SurfaceExplorer,
-    answer:Callable[[Bits], tuple], # Pair to (predicted class [n], confidence in 255ths [n])
-    images:Tensor,                  # Thumbnails of the first images, uint8 [m, C, H, W]
-    labels:Tensor,                  # True class of each image, [n]
-    classes:Iterable[str],          # Name of each class
-    space:BitSpace,                 # Pairs that can be visited
-    costs,                          # A CostTable or a `cost.Profile`
-    value:Bits|None=None,           # Pair to begin with; None takes the largest
-    title:str='this network',       # Its name
-) -> SurfaceExplorer:               # The explorer, with one pair measured
-    "An explorer that measures pairs as they are visited; `live_answers` makes the arguments of a network."
-    x = Visited(answer, images, labels, classes, space, costs, title)
-    x.measure(max(x.space) if value is None else value)
-    return cls(x, value)
 
 # %% ../../nbs/explore/03_surface_explorer.ipynb #0047d627
 @patch
