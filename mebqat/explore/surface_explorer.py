@@ -117,8 +117,7 @@ class SurfaceExplorer(Panel):
     @traitlets.validate('method')
     def _known(self, proposal):
         if proposal['value'] in self.methods: return proposal['value']
-        names = ', '.join(self.methods)
-        raise traitlets.TraitError(f'there is no network {proposal["value"]!r} here; there are {names}')
+        raise traitlets.TraitError(f'there is no network {proposal["value"]!r} here; there are {", ".join(self.methods)}')
 
 # %% ../../nbs/explore/03_surface_explorer.ipynb #be114072
 @patch
