@@ -81,8 +81,7 @@ class SurfaceExplorer(Panel):
         self.methods = methods_of(explorations)
         first, x = next(iter(self.methods.items()))
         self.space = BitSpace(b for x in self.methods.values() for b in _space_of(x))
-        self.best = None       # the best pair that the budget allows
-        self._note = ''        # message that stays as long as the view
+        self.best, self._note = None, '' # best pair that the budget allows; message that stays as long as the view
         self._named_for = None # the exploration whose classes the confusion matrix names
         self._pictures = {}    # image addresses by exploration, made once
         self._busy = False     # is `measure_all` under way?
@@ -116,8 +115,9 @@ class SurfaceExplorer(Panel):
 
     @traitlets.validate('method')
     def _known(self, proposal):
-        if proposal['value'] in self.methods: return proposal['value']
-        raise traitlets.TraitError(f'there is no network {proposal["value"]!r} here; there are {", ".join(self.methods)}')
+        method = proposal['value']
+        if method in self.methods: return method
+        raise traitlets.TraitError(f'there is no network {method!r} here; there are {", ".join(self.methods)}')
 
 # %% ../../nbs/explore/03_surface_explorer.ipynb #be114072
 @patch
