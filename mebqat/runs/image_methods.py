@@ -6,7 +6,7 @@
 __all__ = ['FloatOptions', 'PTQOptions', 'QATOptions', 'AdaBitsOptions', 'AnyPrecisionOptions', 'MEBQATOptions',
            'MetaQuantNetOptions', 'DoubleRoundingOptions', 'LearnedBitsOptions', 'AdaQATOptions', 'FracBitsOptions']
 
-# %% ../../nbs/runs/02_image_methods.ipynb #d437ebb1
+# %% ../../nbs/runs/02_image_methods.ipynb #221bb514
 import json
 from dataclasses import dataclass
 from typing import ClassVar
@@ -183,6 +183,7 @@ class LearnedBitsOptions(Method):
     trains_at: ClassVar[str] = 'learned'
     usual_bits: ClassVar[str] = 'W8A8'
     usual_ends: ClassVar[str] = 'W8A8'
+    caption: ClassVar[str] = ''  # of the figure of its path
 
     def check(self, spec):
         if spec.quantization.bn == 'switchable':
@@ -221,6 +222,8 @@ class LearnedBitsOptions(Method):
 @dataclass(frozen=True)
 class AdaQATOptions(LearnedBitsOptions):
     "AdaQAT (Gernigon et al.)."
+    caption: ClassVar[str] = ('Bitwidths over the steps, and below what moved them; integer widths are what every '
+                              'forward pass runs at.')
     lam: float|None = option(None, 'Price of a bit, nats per bit squared; more finds fewer bits', '0.02')
     eta: float|None = option(None, 'Rate of the widths, bits squared per nat', '0.1')
     start: str = option('', 'Pair to begin at', 'W8A8')
@@ -241,6 +244,8 @@ class AdaQATOptions(LearnedBitsOptions):
 @dataclass(frozen=True)
 class FracBitsOptions(LearnedBitsOptions):
     "FracBits (Yang and Jin)."
+    caption: ClassVar[str] = ('Real bitwidths over the steps, rounded near the end so that the cost stays within the '
+                              'target.')
     eta: float|None = option(None, 'Rate of the widths, bits squared per nat', '0.5')
     start: str = option('', 'A real width to begin at', 'half a bit above the target')
     granularity: str = option('', 'global, one pair; or layer, a pair for each', 'layer')

@@ -46,8 +46,11 @@ def quantity(
     unit:str='', # `B` or `BitOPs`; it may be left out
 ) -> float:      # The number; ValueError quotes anything else
     "Read a count with a prefix: k, M, G or T, in thousands."
-    m = re.fullmatch(rf'(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([kMGT]?)(?:{unit})?', text.strip().replace('K', 'k'), re.I if unit == 'BitOPs' else 0)
-    if not m: raise ValueError(f'write an amount as 100k{unit}, 0.4G{unit} or a plain number, not {text!r}')
+    number, prefix = r'(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)', r'([kMGT]?)'
+    flags = re.I if unit == 'BitOPs' else 0
+    m = re.fullmatch(rf'{number}\s*{prefix}(?:{unit})?', text.strip().replace('K', 'k'), flags)
+    if not m:
+        raise ValueError(f'write an amount as 100k{unit}, 0.4G{unit} or a plain number, not {text!r}')
     return float(m[1])*{'': 1, 'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}[m[2].lower()]
 
 # %% ../../nbs/runs/12_search.ipynb #1d009d5b
@@ -59,8 +62,10 @@ def parse_widths(
 ) -> list[int]: # Ascending, each once; ValueError for an empty list or a word
     "Read a list of widths."
     words = [w for w in re.split(r'[,;\s]+', text) if w]
-    if not words: raise ValueError(f'the list of widths is empty: {text!r}; write it as 2,3,4,8')
-    if bad := [w for w in words if not w.isdigit()]: raise ValueError(f'a width is a whole number of bits, not {bad[0]!r}; write a list as 2,3,4,8')
+    if not words:
+        raise ValueError(f'the list of widths is empty: {text!r}; write it as 2,3,4,8')
+    if bad := [w for w in words if not w.isdigit()]:
+        raise ValueError(f'a width is a whole number of bits, not {bad[0]!r}; write a list as 2,3,4,8')
     return sorted({int(w) for w in words})
 
 
@@ -68,7 +73,9 @@ def for_many(
     run:Run, # A trained run
 ):
     "Refuse a run whose network is not for many pairs (ValueError)."
-    if run.spec.method not in MANY: raise ValueError(f'{run.path} is a {run.spec.method} run; a search needs a network for many bitwidths: {", ".join(MANY)}')
+    if run.spec.method not in MANY:
+        raise ValueError(f'{run.path} is a {run.spec.method} run; '
+                         f'a search needs a network for many bitwidths: {", ".join(MANY)}')
 
 
 def candidates_of(
@@ -79,13 +86,16 @@ def candidates_of(
 ) -> list[Bits]:            # For every layer that a policy may choose for
     "The pairs a search may give to a layer (ValueError where there are none)."
     for_many(run)
-    own = [b for b in run.spec.space() if 2 <= b.w <= 8 and 2 <= b.a <= 8]
-    if ladder and act_widths is not None: raise ValueError('a ladder has the same width for weights and activations; leave the activation widths out')
+    trained = [b for b in run.spec.space() if 2 <= b.w <= 8 and 2 <= b.a <= 8]
+    if ladder and act_widths is not None:
+        raise ValueError('a ladder has the same width for weights and activations; leave the activation widths out')
     if widths is act_widths is None and not ladder:
-        if own: return own
-        raise ValueError(f'this run has no pair of 2 to 8 bits ({" ".join(map(str, run.spec.space()))}); say which widths to search')
-    w = parse_widths(widths) if widths is not None else sorted({b.w for b in own})
-    a = parse_widths(act_widths) if act_widths is not None else w if widths is not None else sorted({b.a for b in own})
+        if trained: return trained
+        pairs = ' '.join(map(str, run.spec.space()))
+        raise ValueError(f'this run has no pair of 2 to 8 bits ({pairs}); say which widths to search')
+    w = parse_widths(widths) if widths is not None else sorted({b.w for b in trained})
+    if act_widths is not None: a = parse_widths(act_widths)
+    else: a = w if widths is not None else sorted({b.a for b in trained})
     return [Bits(i, i) for i in w] if ladder else [Bits(i, j) for i in w for j in a]
 
 # %% ../../nbs/runs/12_search.ipynb #9df720b4
@@ -123,7 +133,8 @@ def protocol_of(
 ) -> dict:      # JSON-able
     "What makes two fitnesses the same: images, network, batch norm."
     weights = hashlib.sha256(weights_file(run.path).read_bytes()).hexdigest()[:16]
-    return {**protocol(run.model, pool), 'weights': weights, 'model': run.spec.network.model, 'method': run.spec.method, 'batch norm from': '1000 training images'}
+    return {**protocol(run.model, pool), 'weights': weights, 'model': run.spec.network.model,
+            'method': run.spec.method, 'batch norm from': '1000 training images'}
 
 # %% ../../nbs/runs/12_search.ipynb #410ee065
 def settings_of(
@@ -133,12 +144,17 @@ def settings_of(
     seed:int=0,           # Seed of all draws
 ) -> dict:                # For the search of that name
     "The settings of a search; proportions after MetaPruning."
-    if method not in SEARCHES: raise ValueError(f'no search {method!r}; there are {", ".join(SEARCHES)}')
-    if method == 'exact' and find_spec('scipy') is None: raise ValueError("the exact search needs scipy, not installed here; get it with: pip install 'mebqat[search]'")
-    if min(population, generations) < 1: raise ValueError(f'population and generations must be at least 1, got {population} and {generations}')
+    if method not in SEARCHES:
+        raise ValueError(f'no search {method!r}; there are {", ".join(SEARCHES)}')
+    if method == 'exact' and find_spec('scipy') is None:
+        raise ValueError("the exact search needs scipy, not installed here; get it with: pip install 'mebqat[search]'")
+    if min(population, generations) < 1:
+        raise ValueError(f'population and generations must be at least 1, got {population} and {generations}')
     if method == 'random': return {'evaluations': population*generations, 'seed': seed}
     if method != 'genetic': return {}
-    return {'population': population, 'generations': generations, 'parents': max(1, population//5), 'mutants': population//2, 'crossovers': population//2, 'seed': seed}
+    half = population//2
+    return {'population': population, 'generations': generations, 'parents': max(1, population//5),
+            'mutants': half, 'crossovers': half, 'seed': seed}
 
 
 def file_of(
@@ -147,7 +163,8 @@ def file_of(
     *what,              # All that decides the search, JSON-able
 ) -> Path:              # The file of its scores
     "Where a search keeps its scores."
-    return folder/f'search-{method}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]}.json'
+    digits = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    return folder/f'search-{method}-{digits}.json'
 
 # %% ../../nbs/runs/12_search.ipynb #09c8dad2
 @dataclass(frozen=True)
@@ -159,7 +176,7 @@ class Found:
     line: SearchResult|None       # Uniform pairs within the budget, if there is any
     tested: dict[str, Point]      # Test accuracy with its interval: `policy`, and `uniform` if there is one
     file: Path                    # Where the scores are
-    shown: tuple[Scored, ...]     # Policies by held-out accuracy: all that were scored by it, or the fittest and the uniform pairs
+    shown: tuple[Scored, ...]     # By held-out accuracy: all scored by it, or the fittest and the uniform pairs
 
     @property
     def policy(self) -> Policy: return self.result.best.policy
@@ -171,16 +188,22 @@ class Found:
 
     def to_frame(self) -> pd.DataFrame:
         "The policy and the best uniform pair: accuracy, interval and cost."
-        best = {'policy': self.result.best} | ({'uniform': self.line.best} if self.line else {})
-        named = {'policy': f'{self.result.method} search', 'uniform': f'uniform {common(self.line.best.policy, self.line.space.free)}' if self.line else ''}
-        return pd.DataFrame([{'bits': named[k], 'validation': self.at(s.policy).fitness, 'test': p.accuracy, 'low': p.low, 'high': p.high, 'bytes': s.bytes, 'bitops': s.bitops}
-                             for k,s in best.items() for p in [self.tested[k]]])
+        def row(bits, best, tested):
+            return {'bits': bits, 'validation': self.at(best.policy).fitness, 'test': tested.accuracy, 'low': tested.low,
+                    'high': tested.high, 'bytes': best.bytes, 'bitops': best.bitops}
+        rows = [row(f'{self.result.method} search', self.result.best, self.tested['policy'])]
+        if self.line:
+            pair = common(self.line.best.policy, self.line.space.free)
+            rows.append(row(f'uniform {pair}', self.line.best, self.tested['uniform']))
+        return pd.DataFrame(rows)
 
     def record(self) -> dict: # JSON-able
         "What is to be known about the policy."
         keep = ('data', 'model', 'scheme', 'options', 'skip', 'ends', 'bn', 'size', 'width')
-        return {'budget': asdict(self.budget), 'search': self.result.method, 'policies scored': self.result.evaluations, 'seconds': round(self.result.seconds, 1),
-                'rows': self.to_frame().to_dict('records'), 'fitness': self.result.meta, 'network': {k: v for k,v in self.run.spec.to_dict().items() if k in keep}}
+        network = {k: v for k,v in self.run.spec.to_dict().items() if k in keep}
+        return {'budget': asdict(self.budget), 'search': self.result.method,
+                'policies scored': self.result.evaluations, 'seconds': round(self.result.seconds, 1),
+                'rows': self.to_frame().to_dict('records'), 'fitness': self.result.meta, 'network': network}
 
 
 def common(
@@ -193,16 +216,19 @@ def common(
 # %% ../../nbs/runs/12_search.ipynb #a6e5be6a
 def _points(result, line, most=None) -> list[Scored]:
     "The points of a search, or its fittest, and those of the uniform line."
-    own = sorted(result.points(), key=lambda s: -s.fitness)[:most] if most else result.points()
-    return [*own, *(line.points() if line is not None and line is not result else ())]
+    points = sorted(result.points(), key=lambda s: -s.fitness)[:most] if most else result.points()
+    return [*points, *(line.points() if line is not None and line is not result else ())]
 
 
-def _by_accuracy(result, line, right) -> list[Scored]:
+def _by_accuracy(result, line, accuracy_of) -> list[Scored]:
     "The fittest points by another fitness, measured by accuracy."
-    points = _points(result, line, SHOWN)
-    with progress(len(policies := dict.fromkeys(s.policy for s in points)), 0, 'accuracy of the fittest') as bar:
-        for p in policies: policies[p] = bar.update() or right(p)
-    return [replace(s, fitness=policies[s.policy]) for s in points]
+    points, accuracies = _points(result, line, SHOWN), {}
+    policies = dict.fromkeys(s.policy for s in points)
+    with progress(len(policies), 0, 'accuracy of the fittest') as bar:
+        for p in policies:
+            bar.update()
+            accuracies[p] = accuracy_of(p)
+    return [replace(s, fitness=accuracies[s.policy]) for s in points]
 
 # %% ../../nbs/runs/12_search.ipynb #1830b2c7
 def search_run(
@@ -224,15 +250,20 @@ def search_run(
     meta = protocol_of(run, pool) | ({'by': by} if by != 'accuracy' else {})
     what = asdict(budget), meta, space.record()
     file = file_of(folder, method, settings, *what)
-    if file.exists() and not resume and method != 'uniform': raise ValueError(f'{file} holds this search already; go on with resume (--resume), or choose another folder or seed')
-    fit, right = (fitness(run.model, pool, train, by=k) for k in (by, 'accuracy'))
+    if file.exists() and not resume and method != 'uniform':
+        raise ValueError(f'{file} holds this search already; go on with resume (--resume), '
+                         'or choose another folder or seed')
+    fit, accuracy_of = (fitness(run.model, pool, train, by=k) for k in (by, 'accuracy'))
     folder.mkdir(parents=True, exist_ok=True)
     line = _line(space, fit, budget, meta, file_of(folder, 'uniform', {}, *what))
-    result = line if method == 'uniform' else _searched(method, space, fit, budget, line, dict(checkpoint=file, resume=resume, meta=meta, **settings), on_generation)
-    if result is None: raise ValueError(f'no uniform pair costs {budget}; a search may still find a policy that does')
+    options = dict(checkpoint=file, resume=resume, meta=meta, **settings)
+    result = line if method == 'uniform' else _searched(method, space, fit, budget, line, options, on_generation)
+    if result is None:
+        raise ValueError(f'no uniform pair costs {budget}; a search may still find a policy that does')
     best = {'policy': result.best.policy} | ({'uniform': line.best.policy} if line else {})
-    shown = _points(result, line) if by == 'accuracy' else _by_accuracy(result, line, right)
-    return Found(run, budget, result, line, {k: score(run.model, p, test, train) for k,p in best.items()}, file, tuple(shown))
+    shown = _points(result, line) if by == 'accuracy' else _by_accuracy(result, line, accuracy_of)
+    tested = {k: score(run.model, p, test, train) for k,p in best.items()}
+    return Found(run, budget, result, line, tested, file, tuple(shown))
 
 
 def _line(space, fit, budget, meta, file) -> SearchResult|None:
@@ -242,19 +273,21 @@ def _line(space, fit, budget, meta, file) -> SearchResult|None:
     return uniform(space, fit, budget, meta, checkpoint=file, resume=True)
 
 
-def _searched(method, space, fit, budget, line, how, on_generation) -> SearchResult:
+def _searched(method, space, fit, budget, line, options, on_generation) -> SearchResult:
     "One search; what the line scored is known."
-    how['known'] = line.evaluated if line else ()
-    if method != 'genetic': return {'random': random_search, 'greedy': greedy, 'exact': exact}[method](space, fit, budget, **how)
-    start = sorted(how['known'], key=lambda s: -s.fitness)[:how['population']//10]
-    return genetic(space, fit, budget, start=[s.policy for s in start], on_generation=on_generation, **how)
+    options['known'] = line.evaluated if line else ()
+    search = {'random': random_search, 'greedy': greedy, 'exact': exact}.get(method)
+    if search: return search(space, fit, budget, **options)
+    start = sorted(options['known'], key=lambda s: -s.fitness)[:options['population']//10]
+    return genetic(space, fit, budget, start=[s.policy for s in start], on_generation=on_generation, **options)
 
 # %% ../../nbs/runs/12_search.ipynb #1b460652
 def policy_frame(
     policy:Policy, # A pair per layer
 ) -> pd.DataFrame: # A row per layer
     "A policy as a table."
-    return pd.DataFrame({'layer': list(policy), 'weight bits': [b.w for b in policy.values()], 'activation bits': [b.a for b in policy.values()]})
+    w, a = [b.w for b in policy.values()], [b.a for b in policy.values()]
+    return pd.DataFrame({'layer': list(policy), 'weight bits': w, 'activation bits': a})
 
 
 def keep_found(
@@ -262,16 +295,28 @@ def keep_found(
     folder:Path,  # Where it goes
 ):
     "Write `policy.json`, `front.json` and `search.html`."
-    spec, r, front = found.run.spec, found.result, found.front
     save_policy(folder/'policy.json', found.policy, **found.record())
-    front.save(folder/'front.json')
-    parts = [
-        f'<p>Network: one {html.escape(spec.method)} network ({spec.quantization.scheme}). Budget: {found.budget}. {r.evaluations} policies were scored by {r.meta.get("by", "accuracy")} in the {r.method} search on {r.meta["images"]} images held out of the training '
-        f'part, batch norm re-estimated for each; then the policy found and the best uniform pair were measured once on the test images. Intervals are 95 %.</p>',
-        found.to_frame(), race({r.method: r} | ({'uniform pairs': found.line} if found.line and r is not found.line else {}), '', 'The best score on held-out images within the budget, as policies were scored.'),
-        f'<h2>{"The fittest policies" if "by" in r.meta else "Every policy scored"} within the budget, by held-out accuracy</h2>', front_part(front, profile(found.run.model, (1, *found.run.about['input'])), found.at(found.policy)),
-        'The policy found:', policy_frame(found.policy)]
-    write_text(folder/'search.html', page(f'Bits under a budget: {spec.network.model} on {Path(spec.inputs.data).name}', parts, **front_look()))
+    found.front.save(folder/'front.json')
+    spec = found.run.spec
+    title = f'Bits under a budget: {spec.network.model} on {Path(spec.inputs.data).name}'
+    write_text(folder/'search.html', page(title, _parts(found), **front_look()))
+
+
+def _parts(found) -> list:
+    "What a search's page shows."
+    spec, r = found.run.spec, found.result
+    by = r.meta.get('by', 'accuracy')
+    text = (f'<p>Network: one {html.escape(spec.method)} network ({spec.quantization.scheme}). Budget: {found.budget}. '
+            f'{r.evaluations} policies were scored by {by} in the {r.method} search on {r.meta["images"]} images held '
+            'out of the training part, batch norm re-estimated for each; then the policy found and the best uniform '
+            'pair were measured once on the test images. Intervals are 95 %.</p>')
+    races = {r.method: r}
+    if found.line and r is not found.line: races['uniform pairs'] = found.line
+    caption = 'The best score on held-out images within the budget, as policies were scored.'
+    what = 'Every policy scored' if by == 'accuracy' else 'The fittest policies'
+    costs = profile(found.run.model, (1, *found.run.about['input']))
+    return [text, found.to_frame(), race(races, '', caption), f'<h2>{what} within the budget, by held-out accuracy</h2>',
+            front_part(found.front, costs, found.at(found.policy)), 'The policy found:', policy_frame(found.policy)]
 
 # %% ../../nbs/runs/12_search.ipynb #dcbb8a03
 def trajectory(
@@ -281,9 +326,11 @@ def trajectory(
     file = Path(path)/'trajectory.json' if Path(path).is_dir() else Path(path)
     try:
         doc = json.loads(file.read_text(encoding='utf-8'))
-        if doc['format'] != 'mebqat-trajectory' or doc['version'] != 1: raise ValueError('another format or version')
+        if doc['format'] != 'mebqat-trajectory' or doc['version'] != 1:
+            raise ValueError('another format or version')
         return pd.DataFrame(doc['rows'], columns=doc['columns'])
-    except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{file} is no trajectory of this version ({type(e).__name__}: {e})') from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{file} is no trajectory of this version ({type(e).__name__}: {e})') from None
 
 
 def learned_page(
@@ -291,11 +338,20 @@ def learned_page(
     folder:Path,  # Its folder
 ) -> Path:        # `trajectory.html`
     "Draw how a run's bits were learned."
-    spec, steps = run.spec, trajectory(folder)
-    said = ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k,v in spec.options.named().items()) or 'no settings but its own'
-    spared = 'all layers alike' if spec.quantization.skip == 'none' else f'{"first and last layer" if spec.quantization.skip == "ends" else spec.quantization.skip + " layer"} at {spec.ends()}'
-    caption = 'Bitwidths over the steps, and below what moved them; integer widths are what every forward pass runs at.' if spec.method == 'adaqat' else 'Real bitwidths over the steps, rounded near the end so that the cost stays within the target.'
-    found = policy_frame(run.setting) if isinstance(run.setting, Policy) else f'Found: {run.setting} for every layer that is not pinned.'
+    spec, history = run.spec, run.history.to_frame().drop(columns=['lr', 'seconds'])
+    shown = lambda v: f'{v:g}' if isinstance(v, float) else str(v)
+    options = ', '.join(f'{k} {shown(v)}' for k,v in spec.options.named().items()) or 'default options'
+    text = (f'<p>{spec.method} ({html.escape(options)}), {spec.training.epochs:g} passes, {spec.quantization.scheme}, '
+            f'{_spared(spec)}, seed {spec.training.seed}.</p>')
+    result = f'Found: {run.setting} for every layer that is not pinned.'
+    if isinstance(run.setting, Policy): result = policy_frame(run.setting)
     return write_page(folder/'trajectory.html', f'Learned bits: {spec.network.model} on {Path(spec.inputs.data).name}', [
-        f'<p>{spec.method} ({html.escape(said)}), {spec.training.epochs:g} passes, {spec.quantization.scheme}, {spared}, seed {spec.training.seed}.</p>', *map(html.escape, run.concerns),
-        name_figure(draw_trajectory(steps), '', caption), found, training(run.history.to_frame().drop(columns=['lr', 'seconds']), '', 'Loss, accuracy and mean widths at each validation.')])
+        text, *map(html.escape, run.concerns), name_figure(draw_trajectory(trajectory(folder)), '', spec.options.caption),
+        result, training(history, '', 'Loss, accuracy and mean widths at each validation.')])
+
+
+def _spared(spec) -> str:
+    "What becomes of the first and the last layer."
+    skip = spec.quantization.skip
+    if skip == 'none': return 'all layers alike'
+    return f'{"first and last layer" if skip == "ends" else skip + " layer"} at {spec.ends()}'
