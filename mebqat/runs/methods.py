@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'Method', 'Setup', 'find', 'having', 'names', 'options_of', 'register']
 
 # %% ../../nbs/runs/05_methods.ipynb #05bc942a
-from . import few_shot_methods, image_methods  # noqa: F401 (they register)
+from . import image_methods, few_shot_methods  # noqa: F401 (they register)
 from .registry import METHODS, Method, Setup, find, having, names, options_of, register
 
 # %% ../../nbs/runs/05_methods.ipynb #77e56313

@@ -72,7 +72,7 @@ class Method(Concern):
         return found if cls.quantizes else found | {'quantization': NoQuantization}
 
 # %% ../../nbs/runs/02_registry.ipynb #eab4f60b
-METHODS = {}  # every method by its name, in the order of their registration
+METHODS = {}  # every method by its name, those over images first, each kind in the order of registration
 
 
 def register(
@@ -83,6 +83,7 @@ def register(
     def add(cls):
         cls.name, cls.says = name, says
         METHODS[name] = cls
+        for few_shot in names(trains_on='episodes'): METHODS[few_shot] = METHODS.pop(few_shot)
         return cls
     return add
 
