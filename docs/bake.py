@@ -17,7 +17,7 @@ from mebqat.figures.pages import explorer_page
 from mebqat.explore.playground import FewShotPlayground
 from mebqat.figures.plots import figure
 from mebqat.explore.quantizer_lab import QuantizerLab
-from mebqat.runs.images import open_run
+from mebqat.runs import open_run
 from mebqat.surface import Point, Surface
 from results import load, policy_front
 

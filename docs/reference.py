@@ -3,6 +3,7 @@ import importlib
 import inspect
 import json
 import re
+from dataclasses import fields, is_dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -102,16 +103,23 @@ def signature(name, thing):
     return line if len(line) <= 88 else f'{name}(\n    ' + ',\n    '.join(parts) + f',\n){back}'
 
 
+def sentences(thing):
+    "What the options of a run say of themselves, and what their default means, by name."
+    says = {f.name: f.metadata for f in fields(thing) if 'says' in f.metadata} if is_dataclass(thing) else {}
+    return {name: m['says'] + (f' (default: {m["otherwise"]})' if m['otherwise'] else '') for name,m in says.items()}
+
+
 def table(thing):
     "Parameters and result: name, type, default, what it is."
-    rows = []
+    rows, options = [], sentences(thing)
     if inspect.isclass(thing) and issubclass(thing, BaseException): return rows
     for name, d in docments(thing, full=True, returns=True).items():
         if name in ('self', 'cls') or not d['docment'] and (name == 'return' or d['anno'] is inspect.Parameter.empty): continue
         kind = '' if d['anno'] is inspect.Parameter.empty else f'<code>{escape(short(d["anno"]))}</code>'
         value = '' if d['default'] is inspect.Parameter.empty else f'<code>{escape(default(d["default"]))}</code>'
         first = '<em>returns</em>' if name == 'return' else f'<code>{name}</code>'
-        rows.append(f'<tr><td>{first}</td><td>{kind}</td><td>{value}</td><td>{code(" ".join((d["docment"] or "").split()))}</td></tr>')
+        what = ' '.join((d['docment'] or options.get(name, '')).split())
+        rows.append(f'<tr><td>{first}</td><td>{kind}</td><td>{value}</td><td>{code(what)}</td></tr>')
     if not rows: return []
     head = '<tr><th>Parameter</th><th>Type</th><th>Default</th><th>What it is</th></tr>'
     return ['```{raw} html', f'<div class="docments"><table><thead>{head}</thead><tbody>', *rows, '</tbody></table></div>', '```', '']

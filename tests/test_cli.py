@@ -12,7 +12,7 @@ from mebqat.cli import app
 from mebqat.files import load_whole, save_whole
 from mebqat.runs import open_run, spec_of
 from mebqat.surface import Surface
-from mebqat.launch import TOUR, free_port, lab_command, own_names
+from mebqat.launch import START, TOUR, free_port, lab_command, own_names
 
 COMMON = ['--width', '4', '--batch-size', '256', '--no-compile']
 METHODS = {'float': [], 'qat': ['--bits', 'W4A4'], 'adabits': ['--bits', 'W2A2 W8A8'], 'any-precision': ['--bits', 'W2A2,W8A8'], 'mebqat': [],
@@ -165,7 +165,7 @@ def test_names_with_brackets_and_colons_are_printed_as_they_are(tmp_path):
 def test_lab_copies_the_notebooks_and_keeps_what_was_changed(tmp_path):
     done = good('lab', tmp_path/'mine', '--no-open')
     names = sorted(own_names())
-    assert sorted(p.relative_to(tmp_path/'mine').as_posix() for p in (tmp_path/'mine').rglob('*.ipynb')) == names and f'{len(names)} notebooks' in done.stderr
+    assert sorted(p.relative_to(tmp_path/'mine').as_posix() for p in (tmp_path/'mine').rglob('*.ipynb')) == sorted([*names, START]) and f'{len(names)} notebooks' in done.stderr
     assert names[0] == TOUR and {'sources/00_bits.ipynb', 'sources/mixed/01_adaqat.ipynb'} < {*names} and sum('/' not in n for n in names) == 12
     (tmp_path/'mine'/names[0]).write_text('mine')
     (tmp_path/'mine'/names[1]).unlink()
@@ -178,13 +178,13 @@ def refuse_to_have(*missing):
     return lambda name: None if name in missing else find_spec(name)
 
 
-def test_lab_opens_on_the_tour_with_its_token(tmp_path, monkeypatch):
+def test_lab_opens_on_its_first_page_with_its_token(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr('os.execv', lambda program, args: ran.append(args))
     good('lab', tmp_path/'mine', '--port', free_port(None), '--collaborative', '--ServerApp.tornado_settings={}')
     (args,) = ran
     assert (tmp_path/'mine'/TOUR).exists() and args[1:3] == ['-m', 'jupyterlab'] and args[-2:] == ['--collaborative', '--ServerApp.tornado_settings={}']
-    assert {f'--ServerApp.root_dir={tmp_path/"mine"}', '--ServerApp.ip=127.0.0.1', f'--LabApp.default_url=/lab/tree/{TOUR}'} <= set(args)
+    assert {f'--ServerApp.root_dir={tmp_path/"mine"}', '--ServerApp.ip=127.0.0.1', f'--LabApp.default_url=/lab/tree/{START}'} <= set(args)
     assert not [a for a in args if 'token' in a.lower() or 'password' in a.lower()]
 
 

@@ -9,7 +9,7 @@ from mebqat.files import shipped
 from mebqat.figures.predictions import load_explorations
 from mebqat.explore.surface_figures import confusion_cells
 from mebqat.explore.panels import GONE
-from mebqat.launch import TOUR, free_port
+from mebqat.launch import START, TOUR, free_port
 
 for needed in ('jupyterlab', 'voila', 'anywidget'): pytest.importorskip(needed, reason=f"{needed} is not installed; get it with: pip install 'mebqat[dev]'")
 api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
@@ -94,14 +94,19 @@ def drag(page, knob, share):
 
 @pytest.fixture(scope='module')
 def lab(browser, tmp_path_factory):
-    "JupyterLab as `mebqat lab` starts it, on the tour, every cell run; the page and its errors."
+    "JupyterLab as `mebqat lab` starts it, from its first page to the tour, every cell run; the page and its errors."
     folder, port = tmp_path_factory.mktemp('lab'), free_port(None)
     options = ('--no-browser', f'--IdentityProvider.token={TOKEN}', *(['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []))
-    with served(folder, 'lab', 'mine', '--port', port, *options, ready=rf'http://127\.0\.0\.1:{port}/lab/tree/{TOUR}\?token='):
+    with served(folder, 'lab', 'mine', '--port', port, *options, ready=rf'http://127\.0\.0\.1:{port}/lab/tree/{START}\?token='):
         page, wrong = watched(browser.new_context(viewport=dict(width=1300, height=1000)))
         assert page.request.get(f'http://127.0.0.1:{port}/api/contents').status == 403
         page.goto(f'http://127.0.0.1:{port}/?token={TOKEN}')
+        cards = page.locator('.jp-RenderedMarkdown td a')  # the tour, eleven lessons, a reader's own data
+        api.expect(cards).to_have_count(13, timeout=LONG)
+        cards.first.click()
+        page.wait_for_url(f'**/{TOUR}*')
         page.get_by_text('| Idle').wait_for()
+        page.locator('.jp-Notebook:visible .jp-CodeCell').first.wait_for()
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_text('Run All Cells', exact=True).click()
         page.wait_for_function('() => [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].every(p => /\\d/.test(p.textContent))')

@@ -1,7 +1,6 @@
 "Training: resumes bit for bit, survives interruptions, full disks and bad files, and does exactly the steps a method says."
 import copy, errno, functools, math, os, re, signal, subprocess, sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest

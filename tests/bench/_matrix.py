@@ -29,6 +29,8 @@ class Matrix:
     def make(self, name): raise NotImplementedError
     def about(self): raise NotImplementedError
 
+    def spec(self, name): return self.specs[name if name in self.specs else self.extra[name]]  # a run's own, or its maker's
+
     def train(self, name):
         "Train, continue or keep a run."
         if name not in self.specs: return self.make(name)
@@ -42,7 +44,7 @@ class Matrix:
     def measure(self, name):
         "Per-episode test accuracies, 1 and 5 shots for prototypes, measured once."
         files = {shot: self.a.out/name/f'{shot}-shot.safetensors' for shot in (1, 5)}
-        if not self.specs[name if name in self.specs else self.extra[name]].prototypical: del files[5]
+        if self.spec(name).options.inner_loop: del files[5]
         if all(f.exists() for f in files.values()): return
         run = self.train(name)
         for shot, file in files.items():
@@ -76,8 +78,9 @@ class Matrix:
 
     def effort(self, name):
         "What a run's training took."
-        spec = self.specs[name if name in self.specs else self.extra[name]]
-        return {'method': spec.method, 'training steps': spec.steps, 'tasks a step': spec.n_tasks, 'backward passes': spec.steps*spec.n_tasks*(1 if spec.prototypical else spec.inner_steps + 1)}
+        options, training = self.spec(name).options, self.spec(name).training
+        passes = options.inner_steps + 1 if options.inner_loop else 1
+        return {'method': options.name, 'training steps': training.steps, 'tasks a step': training.n_tasks, 'backward passes': training.steps*training.n_tasks*passes}
 
     def points(self, scores):
         return [{'bits': str(b), 'accuracy': p.accuracy, 'low': p.low, 'high': p.high, 'bytes': p.bytes, 'bitops': p.bitops} for b,p in scores.surface().points.items()]

@@ -26,7 +26,7 @@ LIVE = '''from mebqat.bits import Bits, BitSpace
 from mebqat.files import shipped
 from mebqat.figures.predictions import live_answers
 from mebqat.explore.surface_explorer import SurfaceExplorer
-from mebqat.runs.images import open_run
+from mebqat.runs import open_run
 
 run = open_run(shipped('digits_mebqat.safetensors'))
 SurfaceExplorer.live(space=BitSpace.grid(range(2, 9), range(2, 9)), value=Bits(8, 8), **live_answers(run.model, run.pool(), run.pool('train')))'''

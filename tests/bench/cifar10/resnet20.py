@@ -17,7 +17,8 @@ import mebqat
 from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
 from mebqat.evaluate import correct, sweep
-from mebqat.runs.images import spec_of, method_of, open_run, train_run
+from mebqat.runs import open_run, spec_of, train_run
+from mebqat.runs.methods import Setup
 from mebqat.surface import wilson
 
 DIAGONAL = BitSpace([Bits(b, b) for b in (2, 3, 4, 6, 8)] + [FP])
@@ -50,9 +51,10 @@ def measure(run, out, pools):
     "The test surface of a run, measured once."
     file = out/'surface.json'
     if file.exists(): return
-    spec, bits = run.spec, BitSpace.parse(run.spec.bits) if run.spec.method == 'qat' else WIDE if out.name.endswith('-mebqat') else DIAGONAL
+    spec, wide = run.spec, out.name.endswith('-mebqat')
+    bits = spec.space() if spec.method == 'qat' else WIDE if wide else DIAGONAL
     start = time.time()
-    sweep(run.model, pools['test'], bits, bn_data=pools['train'], title=f'{spec.method} {spec.bits}'.strip()).save(file)
+    sweep(run.model, pools['test'], bits, bn_data=pools['train'], title=f'{spec.method} {spec.options.bits}'.strip()).save(file)
     print(f'{out.name}: surface in {time.time() - start:.0f} s', flush=True)
 
 
@@ -63,9 +65,11 @@ def collect(a):
         folder = a.out/name
         if not (folder/'surface.json').exists(): return print(f'{name} is missing')
         run, surface = open_run(folder), json.loads((folder/'surface.json').read_text())
-        tasks = len(method_of(run.spec).pairs(torch.Generator())) if run.spec.method != 'ptq' else 0
-        rows.append({'name': name, 'scheme': scheme, 'method': run.spec.method, 'bits': run.spec.bits, 'backward passes a step': tasks,
-                     'lr': run.spec.lr, 'epochs': run.spec.epochs, 'surface': surface})
+        options, training = run.spec.options, run.spec.training
+        method = options.build(Setup(run.spec, run.model, 1, tuple(run.about['input']), lambda: None))
+        tasks = len(method.pairs(torch.Generator())) if options.trains else 0
+        rows.append({'name': name, 'scheme': scheme, 'method': run.spec.method, 'bits': options.bits, 'backward passes a step': tasks,
+                     'lr': training.lr, 'epochs': training.epochs, 'surface': surface})
     for scheme in a.schemes:
         for name,_ in specs(a, scheme): add(f'{scheme}-{name}', scheme)
     test = load(a.data, 'test', val=5000)

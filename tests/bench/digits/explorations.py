@@ -14,14 +14,15 @@ from mebqat.figures.predictions import explore, save_explorations
 from mebqat.runs import open_run, spec_of, train_run
 
 GRID = BitSpace.grid(range(2, 9), range(2, 9), full=True)
-COMMON = dict(data='digits', model='small_cnn', width=8, skip='none', batch_size=32, seed=0)
+COMMON = dict(data='digits', model='small_cnn', width=8, batch_size=32, seed=0)
 NAMES = {'MEBQAT': 'mebqat', 'AdaBits': 'adabits', 'Post-training quantization': 'ptq'}
 
 
 def specs(out, epochs):
     "Runs by folder name; the float network comes first, as one starts from it."
-    common = COMMON | dict(epochs=epochs)
-    return {'float': spec_of('float', **common), 'mebqat': spec_of('mebqat', **common),
+    network = COMMON | dict(epochs=epochs)
+    common = network | dict(skip='none')
+    return {'float': spec_of('float', **network), 'mebqat': spec_of('mebqat', **common),
             'adabits': spec_of('adabits', bits='W2A2 W4A4 W8A8 FP', **common), 'ptq': spec_of('ptq', init=str(out/'float'), **common)}
 
 
@@ -41,7 +42,7 @@ def main():
     train, test, seen = load('digits', 'train'), load('digits', 'test'), {}
     for name,method in NAMES.items():
         spec = runs[method].spec
-        about = {'method': method, 'model': spec.model, 'bits': spec.bits, 'epochs': spec.epochs, 'seed': spec.seed}
+        about = {'method': method, 'model': spec.network.model, 'bits': spec.options.bits, 'epochs': spec.training.epochs, 'seed': spec.training.seed}
         seen[name] = explore(runs[method].model, test, GRID, train, name, about)
         print(seen[name], {str(b): round(seen[name].at(b).accuracy, 4) for b in GRID if b.w == b.a})
     print(save_explorations(a.data/'digits_exploration.safetensors', seen))

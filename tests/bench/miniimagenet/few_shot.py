@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _matrix import Matrix, arguments
 from mebqat.bits import Bits, BitSpace
-from mebqat.runs.episodes import spec_of, few_pool
+from mebqat.runs import spec_of
+from mebqat.runs.episodes import EpisodeRecipe
 
 PAIRS = BitSpace.parse('W2A2 FP')
 QAT = ('W2A2',)
@@ -38,7 +39,7 @@ class MiniImageNet(Matrix):
     def pairs(self, name): return BitSpace([Bits.parse(name.rpartition('-')[2])]) if '-qat-' in name else PAIRS
 
     def about(self):
-        a, train = self.a, few_pool(self.specs['start'])
+        a, train = self.a, EpisodeRecipe(self.specs['start']).pool('train')
         n = len(train)//len(train.classes)
         return {'data': f'miniImageNet, 84x84 RGB, 64/16/20 classes; {n} images of each training class' + (', a subset: the whole has 600' if n < 600 else ''),
                 'protocol': f'a float prototypical network, {a.start} steps of 20-way 1-shot episodes with 4 queries, every image taking its turn as support (Adam 2e-3, cosine); from its weights every other run but one had {a.passes} further backward passes on such episodes (Adam 1e-3, cosine): '

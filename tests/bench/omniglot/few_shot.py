@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _matrix import Matrix, arguments
 from mebqat.bits import Bits, BitSpace
-from mebqat.runs.episodes import spec_of, few_network, few_pool
+from mebqat.runs import spec_of
+from mebqat.runs.episodes import EpisodeRecipe
 
 SIX = BitSpace.parse('W2A2 W2A8 W8A3 W4A4 W8A8 FP')
 MAML_PAIRS = BitSpace.parse('W2A2 W3A8 W4A4 W8A8 FP')
@@ -57,12 +58,14 @@ class Omniglot(Matrix):
         "PN's trained float weights with quantizers as the reference code has them: one step for all widths, set up on the random start; or the network that MEBQAT-MAML starts from."
         if name == 'untrained-maml':
             run, spec = self.train('mebqat-pn'), self.specs['mebqat-maml']
-            return replace(run, spec=spec, model=few_network(spec, few_pool(spec)).eval())
+            recipe = EpisodeRecipe(spec)
+            return replace(run, spec=spec, model=recipe.network(recipe.pool('train')).eval())
         run = self.train('pn')
         options = (('shared_step', True), ('init', 'paper'), ('reference_compat', True))
-        start = replace(run.spec, init='', options=options)
-        model = few_network(start, few_pool(start))
-        model.load_state_dict({k: v if k.endswith('log_factor') else run.model.state_dict()[k] for k,v in model.state_dict().items()})
+        start = run.spec.changed(init='', options=options)
+        recipe = EpisodeRecipe(start)
+        model = recipe.network(recipe.pool('train'))
+        model.load_state_dict({k: v if '_quantizer.' in k else run.model.state_dict()[k] for k,v in model.state_dict().items()})
         return replace(run, spec=start, model=model.eval())
 
     def effort(self, name):

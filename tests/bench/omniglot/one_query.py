@@ -36,7 +36,7 @@ class BesideSupport(InnerSteps):
 
 def answers(run, episode, learner=None):
     "Right or wrong for each query, [pairs, queries]."
-    if run.spec.prototypical: return torch.stack([*proto_correct(run.model, episode, SPACE).values()])
+    if not run.spec.options.inner_loop: return torch.stack([*proto_correct(run.model, episode, SPACE).values()])
     learner = learner or run.spec.options.learner()
     return torch.stack([inner_correct(run.model, episode, b, learner, learner.steps)[-1] for b in SPACE])
 
@@ -51,7 +51,7 @@ def solve(run, episode):
     firsts, classes = [[c*each] for c in range(n)], [[*range(c*each, (c + 1)*each)] for c in range(n)]
     out = {'together': together, 'one query': torch.stack([answers(run, part(episode, q)) for q in firsts], 1),
            'one class': torch.stack([answers(run, part(episode, q)) for q in classes], 1)}
-    if run.spec.prototypical: return out
+    if not run.spec.options.inner_loop: return out
     own = run.spec.options.learner()
     beside = BesideSupport(**{f.name: getattr(own, f.name) for f in fields(InnerSteps)})
     return out | {f'{k} beside the support': torch.stack([answers(run, part(episode, q), beside) for q in batches], 1) for k,batches in (('one query', firsts), ('one class', classes))}
@@ -86,7 +86,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     for name in a.only:
-        trained = open_run(shipped(f'{name}.safetensors')).spec.split_file
+        trained = open_run(shipped(f'{name}.safetensors')).spec.inputs.split_file
         if Path(trained).name != Path(a.split_file).name: raise SystemExit(f'{name} was trained on the split {trained}, not {a.split_file}: test characters would not be new')
     rows = [row for name in a.only for row in measure(name, a.episodes, 20)]
     about = {'data': f'Omniglot, 28x28, four turns of each character as classes; test characters of {a.split_file}',

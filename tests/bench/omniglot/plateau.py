@@ -8,32 +8,32 @@ Omniglot is looked for in the folder that MEBQAT_DATA names.
 """
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import mebqat
 from mebqat.bits import FP, BitSpace
-from mebqat.cli import open_scores
 from mebqat.episodes import Episodes
 from mebqat.fewshot.evaluate import sweep_episodes
 from mebqat.files import write_text
-from mebqat.runs.episodes import few_network, few_pool, open_run
+from mebqat.runs import open_run
+from mebqat.runs.episodes import EpisodeRecipe
+from mebqat.runs.surfaces import open_scores
 
 RATES, CENTERED, EPISODES, RESULTS = (0.01, 0.02, 0.04, 0.1, 0.2), (0.1, 0.3, 1., 3., 10.), 30, Path('data/results/omniglot_maml_plateau.json')
 
 
 def probe(run, rates, center):
     "Accuracy of five inner steps on a classifier of zeros, the start's embedding under it, by inner rate."
-    spec, out = replace(run.spec, center=center), {}
-    pool = few_pool(spec, 'val')
+    inputs, out = run.spec.inputs, {}
+    pool = EpisodeRecipe(run.spec).pool('val')
     for rate in rates:
-        model = few_network(replace(spec, inner_lr=rate, learn_rates=False), pool)
+        spec = run.spec.changed(center=center, inner_lr=rate, learn_rates=False)
+        model = EpisodeRecipe(spec).network(pool)
         torch.nn.init.zeros_([m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1].weight)
-        episodes = Episodes(pool, spec.n_way, spec.k_shot, 15, seed=0)
-        learner = replace(spec, inner_lr=rate, learn_rates=False).learner()
-        out[rate] = sweep_episodes(model.eval(), learner, episodes, BitSpace([FP]), EPISODES).surface().at(FP).accuracy
+        episodes = Episodes(pool, inputs.n_way, inputs.k_shot, 15, seed=0)
+        out[rate] = sweep_episodes(model.eval(), spec.options.learner(), episodes, BitSpace([FP]), EPISODES).surface().at(FP).accuracy
         print(f'inner rate {rate}{", centered" if center else ""}: {100*out[rate]:.1f} %', flush=True)
     return out
 
@@ -41,9 +41,10 @@ def probe(run, rates, center):
 @torch.no_grad()
 def features(run):
     "How long a support image's features are at the start, and how far from the support's mean."
-    pool = few_pool(run.spec, 'val')
-    model = few_network(replace(run.spec, learn_rates=False), pool).eval()
-    seen = [model[:-1](e.support) for e in Episodes(pool, run.spec.n_way, run.spec.k_shot, 15, seed=0).take(EPISODES)]
+    inputs, recipe = run.spec.inputs, EpisodeRecipe(run.spec.changed(learn_rates=False))
+    pool = recipe.pool('val')
+    model = recipe.network(pool).eval()
+    seen = [model[:-1](e.support) for e in Episodes(pool, inputs.n_way, inputs.k_shot, 15, seed=0).take(EPISODES)]
     return {'length': float(torch.stack([s.norm(dim=1).mean() for s in seen]).mean()), 'distance from the mean': float(torch.stack([(s - s.mean(0)).norm(dim=1).mean() for s in seen]).mean())}
 
 
@@ -62,8 +63,8 @@ def main():
         test = {str(b): [q.accuracy, q.low, q.high] for b,q in open_scores(files[name]/'1-shot.safetensors').surface().points.items()}
         rows.append({'name': name, 'history': [*map(keep, run.history.rows)], 'test': test})
         print(name, test)
-    first = runs['maml'].spec
-    about = {'data': f'Omniglot, 28x28, 20-way 1-shot; split file {a.split_file}', 'recipe': f'{first.steps} steps of {first.n_tasks} tasks from the float prototypical network of omniglot_few_shot.json; {first.inner_steps} inner steps on the classifier alone, second order, learned rates from {first.inner_lr}, Adam {first.lr:g}, cosine; seed {first.seed}; MEBQAT-MAML with W2A2 in every step; its centered run on features less the mean of the support, rates from 3',
+    options, training = runs['maml'].spec.options, runs['maml'].spec.training
+    about = {'data': f'Omniglot, 28x28, 20-way 1-shot; split file {a.split_file}', 'recipe': f'{training.steps} steps of {training.n_tasks} tasks from the float prototypical network of omniglot_few_shot.json; {options.inner_steps} inner steps on the classifier alone, second order, learned rates from {options.inner_lr}, Adam {training.lr:g}, cosine; seed {training.seed}; MEBQAT-MAML with W2A2 in every step; its centered run on features less the mean of the support, rates from 3',
              'probe': f'{EPISODES} validation episodes, 15 queries a class, full precision, five inner steps on a classifier of zeros on the same start, before any MAML training; centered: features less the mean of the support',
              'features': features(runs['maml']), 'test': '600 test episodes, 15 queries a class, 95 % intervals over episodes',
              'command': f'python tests/bench/omniglot/plateau.py --out runs/plateau --unsure runs/unsure --split-file {a.split_file}', 'mebqat': mebqat.__version__, 'torch': torch.__version__}
