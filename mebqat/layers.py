@@ -496,7 +496,7 @@ def quantize(
     _warn_of_gaps([n for n in names if stats[n].blind], unreached)
     return model
 
-
+# %% ../nbs/03_layers.ipynb #7a356d55
 def _check_wishes(model, scheme, bn, space):
     "Refuse what no example could make possible."
     if not isinstance(scheme, Scheme):

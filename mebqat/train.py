@@ -54,7 +54,7 @@ class Batches:
         if self.augment: x = self.augment(x, generator_for(self.seed, 'augment', step))
         return x.to(self.device), y.to(self.device)
 
-
+# %% ../nbs/17_train.ipynb #8226f3ec
 def batch_function(
     data,                          # A function of the step, a DataLoader, or what `Batches` takes
     seed:int=0,                    # Seed of shuffling; a loader shuffles by PyTorch's global generator
@@ -272,7 +272,7 @@ class Checkpoint:
         self.spent = about.get('spent', 0.0)
         return about['step'], History(about['history']), _Sums(*about['sums'])
 
-
+# %% ../nbs/17_train.ipynb #6b33cf49
 def _check_same(file, about, config, method):
     "Refuse a checkpoint of another configuration or kind of method (ValueError)."
     if missing := {'step', 'config', 'history', 'sums'} - about.keys():
