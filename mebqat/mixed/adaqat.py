@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from ..bits import FULL, Bits, Policy, check_width
 from ..inputs import IGNORED, check_labels, logits_of
-from ..layers import Quantized, bit_layers, use_bits
+from ..kinds import Quantized
+from ..layers import bit_layers, use_bits
 from ..methods import Step, average_gradients, own_gradients, qat
-from ..quantizers import WidthTable
+from ..steps import WidthTable
 
 # %% ../../nbs/mixed/00_adaqat.ipynb #f196f93a
 WIDEST = 16  # bits of the widest integer grid

@@ -24,7 +24,8 @@ from ..cost import profile
 from ..data import Pool, augment, few_shot_name, load
 from ..files import load_whole, save_whole, shipped, write_text
 from ..evaluate import correct
-from ..layers import Quantized, bit_layers, clip_shares, from_version_1, quantize, use_bits
+from ..kinds import Quantized
+from ..layers import bit_layers, clip_shares, from_version_1, quantize, use_bits
 from ..mixed.metaquantnet import export_weights, generate, metaquantnet, policies_of
 from ..methods import adabits, any_precision, float_training, mebqat, qat
 from ..models import check_positive, make
