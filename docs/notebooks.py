@@ -27,7 +27,7 @@ def shown(outputs, name):
 
 
 def linked(text, pages):
-    "Lead `lesson 04`, `notebook 02` and `notebook mixed/01` to their pages."
+    "Lead `lesson 04`, `notebook 03` and `notebook mixed/01` to their pages."
     def to(m):
         key = f'course/{m[2]}' if m[1].lower() == 'lesson' else m[2]
         return f'[{m[0]}]({pages[key]}.ipynb)' if key in pages else m[0]

@@ -103,9 +103,7 @@ class BitSpace:
         scheme:str,  # `lsq`, `sat` or `dorefa`
     ) -> 'BitSpace':
         "The candidate pairs of MEBQAT's Table 6: 73 for LSQ and SAT, 75 for DoReFa."
-        if scheme not in ('lsq', 'sat', 'dorefa'):
-            raise ValueError(f'no candidate set for {scheme!r}; the paper has lsq, sat and dorefa')
-        return candidates(Bits(1, 1) if scheme == 'dorefa' else Bits(2, 2), f'paper-{scheme}')
+        return candidates(_least_of(scheme), f'paper-{scheme}')
 
     @classmethod
     def parse(cls,
@@ -124,6 +122,13 @@ def candidates(
     w, one = (2, 3, 4, 5, 6, 7, 8, 16), [Bits(1, 1), Bits(1, FULL)]
     pairs = *one*(least.w == 1), *BitSpace.grid(w, (*w, FULL), full=True)
     return BitSpace([b for b in pairs if b.w >= least.w and b.a >= least.a], name)
+
+
+def _least_of(scheme) -> Bits:
+    "The smallest pair of the paper's schemes."
+    if scheme not in ('lsq', 'sat', 'dorefa'):
+        raise ValueError(f'no candidate set for {scheme!r}; the paper has lsq, sat and dorefa')
+    return Bits(1, 1) if scheme == 'dorefa' else Bits(2, 2)
 
 # %% ../nbs/00_bits.ipynb #7b9d14bd
 class Policy(Mapping):

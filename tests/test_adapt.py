@@ -17,7 +17,8 @@ from mebqat.adapt import (KINDS, adapt, adaptable, check_inner, check_losses, in
 from mebqat.bits import FP, Bits
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import cnn5
-from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
+from mebqat.quantizers import LSQ, SAT, DoReFa
+from mebqat.steps import WidthTable
 
 quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 ALL = ('weights', 'norms')

@@ -12,9 +12,11 @@ from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.data import load
 from mebqat.evaluate import score, sweep
 from mebqat.files import load_whole
-from mebqat.layers import Quantized, SwitchableBatchNorm, bit_layers, quantize, use_bits
+from mebqat.kinds import Quantized
+from mebqat.layers import SwitchableBatchNorm, bit_layers, quantize, use_bits
 from mebqat.models import make
-from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
+from mebqat.quantizers import LSQ, SAT, DoReFa
+from mebqat.steps import WidthTable
 from mebqat.runs import open_run, spec_of
 from mebqat.runs.images import ImageRecipe
 from mebqat.train import TrainConfig, fit

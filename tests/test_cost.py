@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.cost import cost, profile
-from mebqat.layers import QLinear, Quantized, bit_layers, quantize, use_bits
+from mebqat.kinds import QLinear, Quantized
+from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import make
-from mebqat.quantizers import SAT, DoReFa, LSQ, WidthTable
+from mebqat.quantizers import SAT, DoReFa, LSQ
+from mebqat.steps import WidthTable
 
 TABLE = {'W8A8': (2.595, 4.00, 268.3), 'W4A8': (1.312, 7.97, 134.7), 'W4A4': (.670, 7.97, 134.7), 'W3A8': (.991, 10.60, 101.3),
          'W3A4': (.510, 10.60, 101.3), 'W3A3': (.389, 10.60, 101.3), 'W2A4': (.349, 15.81, 67.9), 'W2A2': (.189, 15.81, 67.9)}

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from mebqat.bits import FULL
 from mebqat.kernels import (dorefa_act, dorefa_weight, fake_quant, fake_quant_plain, grid, lsq, pact, sat_rescale, sat_weight,
                             straight_through)
-from mebqat.quantizers import LSQ, RANGE_FROM, SAT, DoReFa, LSQAct, PACTQuantizer, WidthTable, make_scheme, scheme_dict
+from mebqat.quantizers import LSQ, RANGE_FROM, SAT, DoReFa, LSQAct, PACTQuantizer, make_scheme, scheme_dict
+from mebqat.steps import WidthTable
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')

@@ -13,7 +13,8 @@ from mebqat.bits import FULL, Bits, BitSpace
 from mebqat.kernels import grid
 from mebqat.layers import bit_layers, calibrate, clipped, describe, from_version_1, quantize, use_bits
 from mebqat.methods import mebqat, qat
-from mebqat.quantizers import LSQ, SAT, DoReFa, LSQAct, LSQWeight, PACTQuantizer, fitted_step
+from mebqat.quantizers import LSQ, SAT, DoReFa, LSQAct, LSQWeight, PACTQuantizer
+from mebqat.steps import fitted_step
 from mebqat.train import TrainConfig, make_optimizer
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)

@@ -19,7 +19,8 @@ from mebqat.files import load_whole, save_whole
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.methods import (BitwidthTraining, Step, adabits, any_precision, average_gradients, float_training, mebqat, qat,
                             soft_cross_entropy)
-from mebqat.quantizers import LSQ, SAT, DoReFa, WidthTable
+from mebqat.quantizers import LSQ, SAT, DoReFa
+from mebqat.steps import WidthTable
 from mebqat.runs import open_run, spec_of, train_run
 from mebqat.train import (Batches, History, Interrupted, TrainConfig, fit, generator_for, gentle_interrupt,
                           make_optimizer, seed_for)

@@ -45,7 +45,7 @@ def proto_correct(
         out[bits] = _correct(prototype_logits(query, prototypes(support, episode.n_way)), episode, f'at {bits}')
     return out
 
-
+# %% ../../nbs/fewshot/01_evaluate.ipynb #55bd44e1
 @torch.no_grad()
 def inner_correct(
     model:nn.Module,      # A quantized classifier
@@ -117,16 +117,8 @@ class EpisodeScores:
     ) -> pd.DataFrame:         # Per pair: difference in points, its 95 % interval, and whether it is clear of zero
         "Paired differences (ValueError when the episodes differ)."
         same_episodes(self.meta, other.meta)
-        if self.n != other.n:
-            raise ValueError(f'the other result has {other.n} episodes, this one {self.n}; paired differences need '
-                             f'the same')
-        both = [b for b in self.accuracy if b in other.accuracy]
-        if not both: raise ValueError('the two share no pair of bits')
-        rows = []
-        for b in both:
-            mean, low, high = mean_interval((100*(self.accuracy[b] - other.accuracy[b])).tolist())
-            rows.append({'bits': str(b), 'difference': mean, 'low': low, 'high': high, 'clear': low > 0 or high < 0})
-        return pd.DataFrame(rows).set_index('bits')
+        differences = {b: _difference(self.accuracy[b], other.accuracy[b]) for b in _shared_pairs(self, other)}
+        return pd.DataFrame([{'bits': str(b)} | d for b,d in differences.items()]).set_index('bits')
 
     def save(self, path:str|Path) -> Path:
         "Keep every episode's accuracy, float64 [n] under the name of each pair."
@@ -145,6 +137,22 @@ class EpisodeScores:
                    {b: tuple(about['costs'][str(b)]) for b in pairs if str(b) in about['costs']})
 
     def __repr__(self): return f'EpisodeScores({self.title}: {len(self.accuracy)} pairs, {self.n} episodes)'
+
+# %% ../../nbs/fewshot/01_evaluate.ipynb #30f007dc
+def _shared_pairs(scores, other) -> list[Bits]:
+    "Pairs that both measured, on the same number of episodes (ValueError if there are none)."
+    if scores.n != other.n:
+        raise ValueError(f'the other result has {other.n} episodes, this one {scores.n}; paired differences need '
+                         f'the same')
+    both = [b for b in scores.accuracy if b in other.accuracy]
+    if not both: raise ValueError('the two share no pair of bits')
+    return both
+
+
+def _difference(accuracy, other) -> dict:
+    "The mean difference in points, its interval, and whether that is clear of zero."
+    mean, low, high = mean_interval((100*(accuracy - other)).tolist())
+    return {'difference': mean, 'low': low, 'high': high, 'clear': low > 0 or high < 0}
 
 # %% ../../nbs/fewshot/01_evaluate.ipynb #e82c0bfe
 def check_fits(

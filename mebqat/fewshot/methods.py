@@ -21,7 +21,8 @@ from ..adapt import (adaptable, check_inner, check_losses, inner_path, prototype
                           split_body)
 from ..bits import FP, Bits, BitSpace
 from ..episodes import Episode
-from ..layers import Quantized, use_bits
+from ..kinds import Quantized
+from ..layers import use_bits
 from ..methods import Step, average_gradients, check_trainable, own_gradients, soft_cross_entropy
 from ..speed import Replay
 
@@ -178,14 +179,7 @@ class InnerSteps:
     def check(self, model:nn.Module):
         "Refuse what cannot run (ValueError)."
         check_inner(self.steps, self.inner_lr)
-        names = adaptable(model, self.kinds)
-        if self.center and not len(split_body(model, names)[0]):
-            raise ValueError(f'centered features need a chain of layers that ends in the classifier; this is a '
-                             f'{type(model).__name__}')
-        table = getattr(model, 'log_rate', None)
-        if table is not None and table.shape[1] != len(names):
-            raise ValueError(f'the model learned rates for {table.shape[1]} tensors, but {len(names)} adapt here '
-                             f'({", ".join(self.kinds)})')
+        _check_adapting(model, self.kinds, self.center)
 
     def features(self, body:nn.Module, episode:Episode) -> tuple[Tensor, Tensor]:
         "Support and query as the adapted layers get them."
@@ -211,6 +205,18 @@ class InnerSteps:
     def tasks(self, model:nn.Module, pairs:list[Bits], episode:Episode) -> list[TaskResult]:
         "One episode at several pairs."
         return [self.task(model, b, episode) for b in pairs]
+
+# %% ../../nbs/fewshot/00_methods.ipynb #2823d762
+def _check_adapting(model, kinds, center):
+    "Refuse a network whose learned rates, or whose form, do not fit what adapts (ValueError)."
+    names = adaptable(model, kinds)
+    if center and not len(split_body(model, names)[0]):
+        raise ValueError(f'centered features need a chain of layers that ends in the classifier; this is a '
+                         f'{type(model).__name__}')
+    table = getattr(model, 'log_rate', None)
+    if table is not None and table.shape[1] != len(names):
+        raise ValueError(f'the model learned rates for {table.shape[1]} tensors, but {len(names)} adapt here '
+                         f'({", ".join(kinds)})')
 
 # %% ../../nbs/fewshot/00_methods.ipynb #3473e8cf
 @dataclass(frozen=True)
@@ -240,14 +246,9 @@ class FewShot:
                              f'{len(episodes)}')
         self.learner.check(model)
         check_trainable(model, pairs)
-        params, results = trainable(model), []
-        total = [None]*len(params)
-        for result in self._results(model, pairs, episodes):
-            results.append(result.numbers())  # a recorded step writes over its results
-            for i,g in enumerate(result.grads):
-                if g is not None: total[i] = g.clone() if total[i] is None else total[i].add_(g)
+        results, total = _summed(self._results(model, pairs, episodes), len(trainable(model)))
         with own_gradients(model):
-            for p,g in zip(params, total): p.grad = g
+            for p,g in zip(trainable(model), total): p.grad = g
             clamped = average_gradients(model, pairs, self.clamp)
         rates = rates_of(model, getattr(self.learner, 'inner_lr', 0))
         for r in results: check_losses(r.inner_losses, rates)
@@ -269,11 +270,21 @@ class FewShot:
         tensors = episode.support, episode.support_labels, episode.query, episode.query_labels
         return TaskResult.from_flat(self._replays[model]((bits, episode.n_way), *tensors), len(trainable(model)))
 
-
+# %% ../../nbs/fewshot/00_methods.ipynb #58fdb5af
 def _recordable(model, episode) -> bool:
     "On a GPU, and no running statistics that would count the two tasks more that recording runs?"
     counts = any(getattr(m, 'running_mean', None) is not None for m in model.modules())
     return episode.query.is_cuda and not counts
+
+
+def _summed(results, n_grads) -> tuple[list[TaskResult], list[Tensor|None]]:
+    "The numbers of all tasks, and the sum of their gradients; a recorded task writes over the one before it."
+    numbers, total = [], [None]*n_grads
+    for result in results:
+        numbers.append(result.numbers())
+        for i,g in enumerate(result.grads):
+            if g is not None: total[i] = g.clone() if total[i] is None else total[i].add_(g)
+    return numbers, total
 
 # %% ../../nbs/fewshot/00_methods.ipynb #0e2f1d1e
 def mebqat_pn(

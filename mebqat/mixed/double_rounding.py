@@ -15,7 +15,7 @@ from ..bits import FULL, Bits
 from ..kernels import grid, lsq
 from ..layers import bit_layers
 from ..methods import BitwidthTraining, adabits
-from ..quantizers import fitted_step
+from ..steps import fitted_step
 
 # %% ../../nbs/mixed/08_double_rounding.ipynb #28e9998c
 class DoublyRounded(nn.Module):

@@ -16,8 +16,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..bits import Bits, Policy, check_width
-from ..layers import Quantized, bit_layers
-from ..quantizers import WidthTable
+from ..kinds import Quantized
+from ..layers import bit_layers
+from ..steps import WidthTable
 
 # %% ../../nbs/mixed/00_learned.ipynb #f196f93a
 WIDEST = 16  # bits of the widest integer grid

@@ -19,7 +19,8 @@ from ..bits import FULL, Bits
 from ..data import Pool, augment, load
 from ..evaluate import correct
 from ..files import load_whole
-from ..layers import Quantized, bit_layers, clip_shares, quantize, restore, use_bits
+from ..kinds import Quantized
+from ..layers import bit_layers, clip_shares, quantize, restore, use_bits
 from ..mixed.metaquantnet import export_weights, generators
 from ..models import make
 from .disk import weights_file
