@@ -6,7 +6,8 @@
 __all__ = ['METHODS', 'Method', 'Setup', 'find', 'having', 'names', 'options_of', 'register']
 
 # %% ../../nbs/runs/05_methods.ipynb #05bc942a
-from . import image_methods, few_shot_methods  # noqa: F401 (they register)
+import mebqat.runs.image_methods     # noqa: F401 (it registers)
+import mebqat.runs.few_shot_methods  # noqa: F401
 from .registry import METHODS, Method, Setup, find, having, names, options_of, register
 
 # %% ../../nbs/runs/05_methods.ipynb #77e56313

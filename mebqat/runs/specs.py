@@ -9,6 +9,8 @@ __all__ = ['RunSpec', 'spec_of', 'stored_spec']
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from fastcore.basics import patch
+
 from ..bits import BitSpace, Bits
 from .methods import Method, find, having, options_of
 from .options import Concern, options_in
@@ -53,24 +55,32 @@ class RunSpec:
         "The quantizers (ValueError for a name or an option that there is not)."
         return self.quantization.make(**self.options.scheme_options(self.quantization.scheme))
 
-    def ends(self) -> Bits|None:
-        "Pair of the layers that `skip` spares; None leaves them float."
-        text = getattr(self.quantization, 'ends', '') or self.options.usual_ends
-        return Bits.parse(text) if text else None
+# %% ../../nbs/runs/06_specs.ipynb #f065bb7e
+@patch
+def ends(self:RunSpec) -> Bits|None:
+    "Pair of the layers that `skip` spares; None leaves them float."
+    text = getattr(self.quantization, 'ends', '') or self.options.usual_ends
+    return Bits.parse(text) if text else None
 
-    def to_dict(self) -> dict: # JSON-able but for tuples, which JSON makes lists
-        "Method and options by name, as `spec_of` takes them and `run.json` has them."
-        parts = (getattr(self, f.name) for f in fields(self))
-        return {'method': self.method} | {k: getattr(part, k) for part in parts for k in options_in(part)}
 
-    def changed(self, **options) -> 'RunSpec': # As `spec_of` checks it
-        "The same run but for some options."
-        return spec_of(**self.to_dict() | options)
+@patch
+def to_dict(self:RunSpec) -> dict: # JSON-able but for tuples, which JSON makes lists
+    "Method and options by name, as `spec_of` takes them and `run.json` has them."
+    parts = (getattr(self, f.name) for f in fields(self))
+    return {'method': self.method} | {k: getattr(part, k) for part in parts for k in options_in(part)}
 
-    def __repr__(self) -> str:
-        usual = {k: f.default for k,f in options_of(self.method).items()}
-        named = {k: v for k,v in self.to_dict().items() if k != 'method' and v != usual[k]}
-        return f'spec_of({", ".join([repr(self.method), *(f"{k}={v!r}" for k,v in named.items())])})'
+
+@patch
+def changed(self:RunSpec, **options) -> RunSpec: # As `spec_of` checks it
+    "The same run but for some options."
+    return spec_of(**self.to_dict() | options)
+
+
+@patch
+def __repr__(self:RunSpec) -> str:
+    usual = {k: f.default for k,f in options_of(self.method).items()}
+    named = {k: v for k,v in self.to_dict().items() if k != 'method' and v != usual[k]}
+    return f'spec_of({", ".join([repr(self.method), *(f"{k}={v!r}" for k,v in named.items())])})'
 
 # %% ../../nbs/runs/06_specs.ipynb #ea247527
 _INSTEAD = {'epochs': 'steps', 'steps': 'epochs', 'batch_size': 'n_way', 'augment': 'jitter', 'bits': 'start'}
