@@ -214,8 +214,8 @@ def divide(
     index, out = {c: i for i,c in enumerate(classes)}, {}
     for s,names in named.items():
         ids = torch.tensor(sorted(index[c] for c in names), dtype=torch.int64)
-        found = {p: torch.isin(y, ids).nonzero()[:, 0] for p,y in labels.items()}
-        out[s] = ids, [(p, i) for p,i in found.items() if len(i)]
+        places = {p: torch.isin(y, ids).nonzero()[:, 0] for p,y in labels.items()}
+        out[s] = ids, [(p, i) for p,i in places.items() if len(i)]
     return out
 
 # %% ../nbs/13_data.ipynb #924ad70a
@@ -405,8 +405,8 @@ def _source(name, few, size, root, download, gray, n_classes, per_class, seed) -
 def _gather(source:Source, kind:str, rows:list[tuple[str, Tensor|None]]) -> Tensor:
     "Images, labels or moments at some positions of some parts, in order."
     pick = lambda t, i: t if i is None or len(i) == len(t) else t[i]
-    found = [pick(source.get(f'{p}.{kind}'), i) for p,i in rows]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    parts = [pick(source.get(f'{p}.{kind}'), i) for p,i in rows]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _norm(source:Source, few:str|None, train:list[tuple[str, Tensor]], images:Tensor) -> tuple[tuple, tuple]:

@@ -175,9 +175,9 @@ def logits_of(
     output,   # What a network returned
 ) -> Tensor:  # Its logits
     "The logits of a tensor, of an object or dictionary with `logits`, or first in a tuple; TypeError for others."
-    found = output.get('logits') if isinstance(output, Mapping) else getattr(output, 'logits', output)
-    if isinstance(found, (tuple, list)) and len(found): found = found[0]
-    if isinstance(found, Tensor): return found
+    logits = output.get('logits') if isinstance(output, Mapping) else getattr(output, 'logits', output)
+    if isinstance(logits, (tuple, list)) and len(logits): logits = logits[0]
+    if isinstance(logits, Tensor): return logits
     raise TypeError('a network must return logits, alone, by name or first in a tuple; this one returns '
                     f'{_kind(output)}')
 

@@ -209,8 +209,8 @@ def serve(
                 say(f'{title}: {url} (Ctrl-C ends it)')
                 if open_: webbrowser.open(url)
                 child.wait()
-            said = (folder/'voila.log').read_text(errors='replace').strip().splitlines()
-            raise OSError(f'Voilà ended by itself: {said[-1] if said else child.returncode}')
+            log_lines = (folder/'voila.log').read_text(errors='replace').strip().splitlines()
+            raise OSError(f'Voilà ended by itself: {log_lines[-1] if log_lines else child.returncode}')
         except KeyboardInterrupt: say('ended')
         finally: _end(child)
 

@@ -58,12 +58,12 @@ class SwitchableBatchNorm(Held, nn.Module):
 
 # %% ../nbs/06_layers.ipynb #00be8ba1
 def follows(
-    seen:Mapping[str, LayerStats], # From `observe`
+    stats:Mapping[str, LayerStats], # From `observe`
     free:Iterable[str],      # Layers that take their bits from a policy
 ) -> dict[str, str]:         # Batch norm to the layer it follows; norms before all layers are missing
     "Whose pair decides for which batch norm."
     free, last, out = set(free), None, {}
-    for name,s in seen.items():
+    for name,s in stats.items():
         last = name if name in free else last
         for norm in s.after:
             if last is not None: out.setdefault(norm, last)
@@ -72,9 +72,9 @@ def follows(
 
 
 @torch.inference_mode(False)
-def _set_norms(model, mode, space, seen, free):
+def _set_norms(model, mode, space, stats, free):
     "Apply a batch norm choice to a float model; a norm used in several places stays one."
-    leaders, made = follows(seen, free), {}
+    leaders, made = follows(stats, free), {}
     for name,m in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(m, _BatchNorm): continue
         if mode == 'batch':
@@ -103,16 +103,17 @@ _ELEMENTWISE = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 def stays_float(
     model:nn.Module,      # A float network
     chosen:Iterable[str], # Layers that get bits
-    seen:Iterable[str],   # Layers that the example reached
+    reached:Iterable[str], # Layers that the example reached
     spared:Iterable[str], # Layers that the user spared
 ) -> dict[str, str]:      # Name of a module or parameter to the reason
     "Everything with weights that stays float; norms and PReLU, which work element by element, are not named."
-    chosen, seen, spared, left = set(chosen), set(seen), set(spared), {}
+    chosen, reached, spared, left = set(chosen), set(reached), set(spared), {}
     for name,m in model.named_modules():
         own = [n for n,_ in m.named_parameters(recurse=False)]
         if not own or name in chosen or isinstance(m, _ELEMENTWISE): continue
         if name in spared: left[name] = 'spared by skip'
-        elif not (reason := why_float(m)): left[name] = 'not reached by the example' if name not in seen else 'left out'
+        elif not (reason := why_float(m)):
+            left[name] = 'left out' if name in reached else 'not reached by the example'
         elif type(m).__module__.startswith('torch.nn') or isinstance(m, tuple(SWAPS)): left[name] = reason
         else:
             why = f'a parameter that {type(m).__name__} uses in its own code'
@@ -120,9 +121,9 @@ def stays_float(
     return left
 
 
-def _spared(model, seen, skip):
+def _spared(model, stats, skip):
     "Names that `skip` spares."
-    names, modules = list(seen), dict(model.named_modules())
+    names, modules = list(stats), dict(model.named_modules())
     if callable(skip): return {n for n in names if skip(n, modules[n])}
     if isinstance(skip, str):
         ends = {'ends': {*names[:1], *names[-1:]}, 'first': {*names[:1]}, 'last': {*names[-1:]}, 'none': set()}
@@ -185,23 +186,24 @@ def _operate(model, scheme, stats, skip, ends, bn, space, signed) -> list[str]:
     return names
 
 # %% ../nbs/06_layers.ipynb #bb042440
-def _nothing(seen, skip, left):
+def _nothing(stats, skip, left):
     "Why no layer is left to quantize."
-    if seen:
-        return (f"nothing to quantize: skip={skip!r} spares all of the {len(seen)} layers that could be "
-                f"({', '.join(seen)}); try skip='none'")
+    if stats:
+        return (f"nothing to quantize: skip={skip!r} spares all of the {len(stats)} layers that could be "
+                f"({', '.join(stats)}); try skip='none'")
     some = ', '.join(f'{n or "the model"} ({why})' for n,why in list(left.items())[:4]) + ', ...'*(len(left) > 4)
     return f'nothing to quantize: the example reaches no {KINDS}; what holds weights is {some or "nothing"}'
 
 
 @torch.inference_mode(False)  # what is made here must be able to learn later
-def _quantizers(name, layer, scheme, seen):
+def _quantizers(name, layer, scheme, stats):
     "A layer's two quantizers; the layer is not changed."
     w = layer.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else layer.weight
     if not w.isfinite().all(): raise ValueError(f'the weights of layer {name!r} hold NaN or infinite values')
     if isinstance(layer, nn.modules.conv._ConvTransposeNd): w = w.transpose(0, 1)
     fan = layer.embed_dim if isinstance(layer, nn.MultiheadAttention) else w[:, 0].numel()
-    weight, act = scheme.weight(w, fan if seen.norm is None else None), scheme.act(torch.cat(seen.samples), seen.signed)
+    weight = scheme.weight(w, fan if stats.norm is None else None)
+    act = scheme.act(torch.cat(stats.samples), stats.signed)
     return weight.to(w.device), act.to(w.device)
 
 
@@ -342,13 +344,13 @@ def calibrate(
 ) -> nn.Module:                   # The same model
     "Measure signs, steps and clipping levels on an example, at full precision; unreached layers keep theirs."
     layers, inner = bit_layers(model), unwrapped(model)
-    with use_bits(inner, FP): seen = observe(inner, example, fresh_statistics=quantization_of(model).bn == 'batch')
+    with use_bits(inner, FP): stats = observe(inner, example, fresh_statistics=quantization_of(model).bn == 'batch')
     for n,m in layers.items():
-        if n not in seen: continue
+        if n not in stats: continue
         m.weight_quantizer.calibrate(m.filters.detach())
-        m.act_quantizer.calibrate(torch.cat(seen[n].samples), seen[n].signed)
+        m.act_quantizer.calibrate(torch.cat(stats[n].samples), stats[n].signed)
         m.__dict__.pop('_calls', None)
-    _warn_of_gaps([n for n in layers if n in seen and seen[n].blind], [n for n in layers if n not in seen])
+    _warn_of_gaps([n for n in layers if n in stats and stats[n].blind], [n for n in layers if n not in stats])
     return model
 
 # %% ../nbs/06_layers.ipynb #bdf93c84

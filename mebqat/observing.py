@@ -90,7 +90,7 @@ def _arguments(example) -> tuple[tuple, dict]:
 class _Hooks:
     "Records what reaches the layers of a model and which batch norm follows which."
     def __init__(self, model):
-        self.seen, self.made, self.last, self.handles, first = {}, {}, None, [], set()
+        self.stats, self.made, self.last, self.handles, first = {}, {}, None, [], set()
         for name,m in model.named_modules():
             if isinstance(m, Quantized) or (type(m) in SWAPS and not why_float(m)):
                 self.handles.append(m.register_forward_pre_hook(self.before(name), with_kwargs=True))
@@ -101,12 +101,12 @@ class _Hooks:
 
     def before(self, name):
         def hook(m, inputs, named):
-            self.last = seen = self.seen.setdefault(name, LayerStats())
+            self.last = self.stats.setdefault(name, LayerStats())
             if not isinstance(m, nn.MultiheadAttention): inputs = (*inputs, *named.values())[:1]
             else:
                 given = *inputs[:3], *(named[k] for k in ('query', 'key', 'value') if k in named)
                 inputs = {id(t): t for t in given}.values()
-            for x in inputs: seen.look(x)
+            for x in inputs: self.last.look(x)
         return hook
 
     def after(self, name): return lambda m, inputs, out: self.made.update({id(out): (name, out)})
@@ -114,7 +114,7 @@ class _Hooks:
     def norm(self, name):
         def hook(m, inputs):
             source = self.made.get(id(inputs[0]))
-            if source is not None: self.seen[source[0]].norm = name
+            if source is not None: self.stats[source[0]].norm = name
             if self.last is not None: self.last.after.append(name)
         return hook
 
@@ -123,7 +123,7 @@ def observe(
     model:nn.Module,             # Any network
     example:Tensor|tuple|Mapping, # A batch of real inputs, a tuple of arguments, or keyword arguments
     fresh_statistics:bool=False, # Batch norms on the batch's own statistics?
-) -> dict[str, LayerStats]:     # Layer name to what was seen, in the order of execution
+) -> dict[str, LayerStats]:     # Layer name to what it showed, in the order of execution
     "Run `example` once and record every layer that can be quantized; ValueError if it does not fit the model."
     args, named = _arguments(example)
     lazy = [n for n,m in model.named_modules()
@@ -142,7 +142,7 @@ def observe(
         raise ValueError(f'the example ({shapes}) does not run through the model: {reason}') from e
     finally:
         for h in hooks.handles: h.remove()
-    for name,s in hooks.seen.items():
+    for name,s in hooks.stats.items():
         if not all(x.isfinite().all() for x in s.samples):
             raise ValueError(f'the example reaches layer {name!r} with NaN or infinite values')
-    return {n: s for n,s in hooks.seen.items() if s.samples}
+    return {n: s for n,s in hooks.stats.items() if s.samples}

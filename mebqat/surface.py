@@ -151,11 +151,11 @@ def best(
     known = {k: costs(points, k) for k in limits}
     fits = [b for b in points if all(known[k].get(b, math.inf) <= v for k,v in limits.items())]
     if not fits:
-        asked = ' and '.join(f'{k} <= {v:.9g}' for k,v in limits.items())
+        budget = ' and '.join(f'{k} <= {v:.9g}' for k,v in limits.items())
         least = ', '.join(f'{min(c.values()):.9g} {k}' for k,c in known.items())
-        raise ValueError(f'no pair has {asked}; the smallest there is: {least}')
-    dear = lambda v: math.inf if v is None else v
-    return min(fits, key=lambda b: (-points[b].accuracy, dear(points[b].bytes), dear(points[b].bitops), b.w*b.a, b))
+        raise ValueError(f'no pair has {budget}; the smallest there is: {least}')
+    cost = lambda v: math.inf if v is None else v
+    return min(fits, key=lambda b: (-points[b].accuracy, cost(points[b].bytes), cost(points[b].bitops), b.w*b.a, b))
 
 # %% ../nbs/09_surface.ipynb #272fa0a0
 def si(
@@ -375,7 +375,7 @@ class Surface(Measurements):
 
     def pareto(self,
         cost:str='bytes', # `bytes` or `bitops`
-    ) -> list[Bits]:      # From cheap to dear, each more accurate than the one before
+    ) -> list[Bits]:      # From cheap to expensive, each more accurate than the one before
         "The pairs that no cheaper pair matches."
         return pareto(self.points, cost)
 

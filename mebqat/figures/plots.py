@@ -70,8 +70,8 @@ def difference(
                                    f'{100*a.at(p).accuracy:.1f} against {100*b.at(p).accuracy:.1f} %',
                                    f'intervals {"overlap" if overlap(p) else "apart"}'))
     reach = max(0.1, *(abs(gap(p)) for p in both))
-    said = grid(lambda p: ink(f'{gap(p):+.1f}', abs(gap(p)) > 0.7*reach), '')
-    shown = dict(text=said, texttemplate='%{text}', textfont_size=12) if len(w)*len(x) <= 100 else {}
+    text = grid(lambda p: ink(f'{gap(p):+.1f}', abs(gap(p)) > 0.7*reach), '')
+    shown = dict(text=text, texttemplate='%{text}', textfont_size=12) if len(w)*len(x) <= 100 else {}
     fig = go.Figure(go.Heatmap(
         x=[*map(label, x)], y=[*map(label, w)], z=grid(gap, None), zmin=-reach, zmax=reach, colorscale='RdBu',
         xgap=1, ygap=1, hovertext=grid(hover, ''), hoverinfo='text', hoverongaps=False,
@@ -182,7 +182,7 @@ def frontier(
     caption:str='',                 # One sentence that says what to see
 ) -> go.Figure:                     # Accuracy against cost, Pareto fronts as stairs
     "What a cost buys, method by method."
-    fig, seen = go.Figure(), []
+    fig, costs = go.Figure(), []
     for i,(name, s) in enumerate(surfaces.items()):
         front = [b for b in s.pareto(cost) if getattr(s.at(b), cost)]
         spent = {b: getattr(s.at(b), cost) for b in s if getattr(s.at(b), cost)}
@@ -192,9 +192,9 @@ def frontier(
             x, y = [spent[b] for b in pairs], [s.at(b).accuracy for b in pairs]
             hover = dict(hoverinfo='text+name', hovertext=[describe(b, s.at(b)) for b in pairs])
             fig.add_trace(go.Scatter(x=x, y=y, name=name, legendgroup=name, **look(i), **hover).update(how))
-        seen += spent.values()
+        costs += spent.values()
     unit, text = ('B', 'bytes of weights') if cost == 'bytes' else ('', 'bit operations of one forward pass')
-    fig.update_xaxes(log_axis(seen, unit, text))
+    fig.update_xaxes(log_axis(costs, unit, text))
     fig.update_yaxes(title='accuracy', range=[0, 1.02], tickformat='.0%')
     return below(name_figure(fig.update_layout(height=440), title, caption))
 
@@ -236,9 +236,9 @@ def training(
     fig = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.12/len(panels))
     for row,(panel, names) in enumerate(panels.items(), 1):
         for i,k in enumerate(names):
-            seen, how = history[[along, k]].dropna(), look(len(fig.data), 1.6)
-            how['line']['dash'], how['mode'] = DASHES[i % len(DASHES)], 'lines' + '+markers'*(len(seen) <= 30)
-            fig.add_scatter(x=seen[along].tolist(), y=seen[k].tolist(), name=k, **how, row=row, col=1)
+            known, how = history[[along, k]].dropna(), look(len(fig.data), 1.6)
+            how['line']['dash'], how['mode'] = DASHES[i % len(DASHES)], 'lines' + '+markers'*(len(known) <= 30)
+            fig.add_scatter(x=known[along].tolist(), y=known[k].tolist(), name=k, **how, row=row, col=1)
         fig.update_yaxes(title=panel, row=row, **_AXES.get(panel, {}))
     fig.update_xaxes(title=along, row=len(panels))
     return below(name_figure(fig.update_layout(height=170*len(panels) + 190), title, caption))
@@ -338,8 +338,8 @@ def figure(
         lines = layout['title'].pop('subtitle')['text'].count('<br>') + 1
         layout['margin']['t'] -= 18*lines
     box = f'id="{name}" role="img" aria-label="{caption}" style="height:{layout.get("height", 450)}px"'
-    said = f'<figcaption>{caption}</figcaption>' if caption else ''
-    return f'<figure><div class="plot" {box}></div>{embed(doc, f"{name}-data")}{said}</figure>'
+    legend = f'<figcaption>{caption}</figcaption>' if caption else ''
+    return f'<figure><div class="plot" {box}></div>{embed(doc, f"{name}-data")}{legend}</figure>'
 
 
 def part(

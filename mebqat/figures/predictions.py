@@ -88,12 +88,13 @@ def _check(e):
     if list(e.answers) != list(e.surface) or list(e.confidence) != list(e.surface):
         raise ValueError('answers and confidence must have the pairs of the surface, in its order')
     for bits in e.surface:
-        said, sure, point = e.answers[bits], e.confidence[bits], e.surface.at(bits)
-        if said.shape != (n,) or said.dtype != kind or not 0 <= int(said.min()) <= int(said.max()) < k:
+        predicted, sure, point = e.answers[bits], e.confidence[bits], e.surface.at(bits)
+        fits = predicted.shape == (n,) and predicted.dtype == kind
+        if not fits or not 0 <= int(predicted.min()) <= int(predicted.max()) < k:
             raise ValueError(f'answers at {bits} must be {kind} [{n}] from 0 to {k - 1}')
         if sure.shape != (n,) or sure.dtype != torch.uint8:
             raise ValueError(f'confidence at {bits} must be uint8 [{n}]')
-        right = int((said == e.labels).sum())
+        right = int((predicted == e.labels).sum())
         if point.n != n or right/n != point.accuracy:
             raise ValueError(f'{right} of {n} answers at {bits} are right, but the surface says {point.accuracy} of '
                              f'{point.n}')

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ..bits import BitSpace
 from .options import option
-from .registry import PAIRS, Method, register
+from .registry import OF_THE_SCHEME, PAIRS, Method, register
 
 # %% ../../nbs/runs/04_few_shot_methods.ipynb #2735112b
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class InFull(Method):
     usual_bits: ClassVar[str] = 'FP'
     calibrate: bool = option(True, 'Measure quantizer steps again from the trained weights')
 
-    def scheme_options(self, scheme):
-        return {'rule': 'published'} if scheme == 'lsq' and not self.calibrate else {}  # relative steps would follow
+    def suited(self, scheme): return scheme if self.calibrate else scheme.fixed_steps()
 
     def finish(self, spec, model, example, method):
         from mebqat.layers import calibrate
@@ -99,7 +98,7 @@ class AtOnePair(Method):
 class OverBits(Method):
     "Few-shot training over bits and classes."
     many: ClassVar[bool] = True
-    usual_bits: ClassVar[str] = 'paper-{scheme}'
+    usual_bits: ClassVar[str] = OF_THE_SCHEME
     bits: str = option('', PAIRS, "the paper's set")
     guaranteed: str = option('', 'Pairs of every step, such as W2A2', 'none')
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from ..bits import FP, FULL, Bits, BitSpace, Policy
 from .options import option, options_in
-from .registry import PAIRS, Method, register
+from .registry import OF_THE_SCHEME, PAIRS, Method, register
 
 # %% ../../nbs/runs/03_image_methods.ipynb #b4d35681
 @register('float', 'full precision')
@@ -35,7 +35,7 @@ class PTQOptions(Method):
     "Post-training quantization."
     many: ClassVar[bool] = True
     trains: ClassVar[bool] = False
-    usual_bits: ClassVar[str] = 'paper-{scheme}'
+    usual_bits: ClassVar[str] = OF_THE_SCHEME
     bits: str = option('', PAIRS, "the paper's set")
 
     def check(self, spec):
@@ -107,7 +107,7 @@ class AnyPrecisionOptions(AdaBitsOptions):
 class MEBQATOptions(Method):
     "MEBQAT for bitwidths (Youn et al.)."
     many: ClassVar[bool] = True
-    usual_bits: ClassVar[str] = 'paper-{scheme}'
+    usual_bits: ClassVar[str] = OF_THE_SCHEME
     bits: str = option('', PAIRS, "the paper's set")
     n_tasks: int = option(4, 'Tasks a step')
     guaranteed: str = option('', 'Pairs of every step, such as W2A2', 'full precision; W1A1 too for DoReFa')

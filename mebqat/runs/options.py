@@ -114,10 +114,10 @@ class SchemeOptions(Concern):
         if 'name' in dict(self.options):
             raise ValueError(f'name={dict(self.options)["name"]} is no scheme option; choose the scheme with scheme=')
 
-    def make(self, **usual): # Options of the scheme unless the run names them
+    def make(self):
         "The scheme (ValueError for a name or an option that there is not)."
         from mebqat.quantizers import make_scheme
-        return make_scheme(self.scheme, **usual | dict(self.options))
+        return make_scheme(self.scheme, **dict(self.options))
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,11 @@ class RunSpec:
 
     def space(self) -> BitSpace:
         "The pairs this run is about."
-        return self.options.space(getattr(self.quantization, 'scheme', ''))
+        return self.options.space(self.scheme() if self.options.quantizes else None)
 
     def scheme(self):
         "The quantizers (ValueError for a name or an option that there is not)."
-        return self.quantization.make(**self.options.scheme_options(self.quantization.scheme))
+        return self.options.suited(self.quantization.make())
 
 # %% ../../nbs/runs/06_specs.ipynb #f065bb7e
 @patch
