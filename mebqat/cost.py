@@ -210,7 +210,7 @@ def _uncounted(model, counted):
     for name,m in model.named_modules():
         if m in known or isinstance(m, _FREE): continue
         alias = lambda p: next(m.children(), None) is not None and _place(p) in places
-        if own := [p for p in m.parameters(recurse=False) if not alias(p)]: yield name, m, own
+        if parameters := [p for p in m.parameters(recurse=False) if not alias(p)]: yield name, m, parameters
 
 
 def not_counted(
@@ -219,8 +219,8 @@ def not_counted(
 ) -> dict[str, str]:          # Module name to class and number of parameters
     "Modules that own parameters but whose operations nobody counted."
     kind = lambda m: type(m).__name__ + ' that was never called'*isinstance(m, (_ConvNd, nn.Linear))
-    return {name or 'the model itself': f'{kind(m)}, {sum(p.numel() for p in own):,} parameters'
-            for name,m,own in _uncounted(model, counted)}
+    return {name or 'the model itself': f'{kind(m)}, {sum(p.numel() for p in parameters):,} parameters'
+            for name,m,parameters in _uncounted(model, counted)}
 
 # %% ../nbs/08_cost.ipynb #108545dd
 def _size(tensors):
@@ -389,7 +389,7 @@ def _rows(model, macs, uncounted):
     "A row per counted layer, at full precision."
     names, first, layers = {m: n for n,m in model.named_modules()}, {}, []
     places = {m: tuple(map(_place, _weights(m))) for m in macs}
-    floats = {_place(p) for _,m,own in uncounted for p in own}
+    floats = {_place(p) for _,m,parameters in uncounted for p in parameters}
     shared = {p for p in places.values() if [*places.values()].count(p) > 1}
     for m,n in macs.items():
         at, weights = places[m], sum(_weight(m, name).numel() for name in _names(m))

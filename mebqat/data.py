@@ -154,12 +154,12 @@ SIZES = {1623: (172, 423)}
 def split_classes(
     classes:Iterable[str], # Every class
     seed:int=0,            # Decides which class goes where
-    own:Mapping[str, Iterable[str]]|None=None, # Splits that the data comes with
+    given:Mapping[str, Iterable[str]]|None=None, # Splits that the data comes with
 ) -> dict[str, list[str]]: # Classes of `train`, `val` and `test`, sorted
     "Split classes at random; ValueError for fewer than three."
-    own = {s: sorted(c) for s,c in (own or {}).items()}
-    if own.keys() == set(SPLITS): return own
-    names = own.get('train') or sorted(classes)
+    given = {s: sorted(c) for s,c in (given or {}).items()}
+    if given.keys() == set(SPLITS): return given
+    names = given.get('train') or sorted(classes)
     n = len(names)
     if n < 3:
         raise ValueError(f'a split over classes needs at least 3 of them, one each for train, val and test; '
@@ -167,7 +167,7 @@ def split_classes(
     n_val, n_test = SIZES.get(n, (max(1, round(.16*n)), max(1, round(.2*n))))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
     drawn = {'val': order[:n_val], 'test': order[n_val:n_val + n_test]}
-    out = {s: own.get(s) or sorted(names[i] for i in drawn[s]) for s in drawn}
+    out = {s: given.get(s) or sorted(names[i] for i in drawn[s]) for s in drawn}
     return {'train': sorted({*names}.difference(*out.values())), **out}
 
 # %% ../nbs/13_data.ipynb #66022501
@@ -209,8 +209,8 @@ def divide(
     if by == 'images':
         return {s: (present[p] if apart else None, [(p, i)]) for s,(p, i) in assign(labels, val, seed, test).items()}
     if val is not None: raise ValueError(f'val={val} counts images, but this split is over classes; leave val out')
-    own = {p: [classes[i] for i in c] for p,c in present.items()} if apart else None
-    named = read_split(split_file, classes) if split_file else split_classes(classes, seed, own)
+    given = {p: [classes[i] for i in c] for p,c in present.items()} if apart else None
+    named = read_split(split_file, classes) if split_file else split_classes(classes, seed, given)
     index, out = {c: i for i,c in enumerate(classes)}, {}
     for s,names in named.items():
         ids = torch.tensor(sorted(index[c] for c in names), dtype=torch.int64)
@@ -446,13 +446,13 @@ def load(
                      per_class, seed)
     labels = {p: source.get(f'{p}.labels') for p in source.parts}
     splits = divide(labels, source.classes, by, val, seed, source.test, split_file)
-    own, rows = (None, [(p, None) for p in labels]) if split == 'all' else splits[split]
+    given, rows = (None, [(p, None) for p in labels]) if split == 'all' else splits[split]
     if not sum(len(labels[p] if i is None else i) for p,i in rows):
         why = f'{split_file} lists no class for it' if split_file else f'val={val}'
         raise ValueError(f'{source.name} has no {split} images: {why}')
     images, y = (_gather(source, kind, rows) for kind in ('images', 'labels'))
-    classes = source.classes if own is None else tuple(source.classes[i] for i in own)
-    if own is not None: y = torch.searchsorted(own, y)
+    classes = source.classes if given is None else tuple(source.classes[i] for i in given)
+    if given is not None: y = torch.searchsorted(given, y)
     mean, std = _norm(source, few, splits['train'][1], images)
     if invert: images, mean = 255 - images, mean if few else tuple(1 - m for m in mean)
     pool = Pool(images, y, classes, source.name, split, mean, std)

@@ -109,15 +109,15 @@ def stays_float(
     "Everything with weights that stays float; norms and PReLU, which work element by element, are not named."
     chosen, reached, spared, left = set(chosen), set(reached), set(spared), {}
     for name,m in model.named_modules():
-        own = [n for n,_ in m.named_parameters(recurse=False)]
-        if not own or name in chosen or isinstance(m, _ELEMENTWISE): continue
+        parameters = [n for n,_ in m.named_parameters(recurse=False)]
+        if not parameters or name in chosen or isinstance(m, _ELEMENTWISE): continue
         if name in spared: left[name] = 'spared by skip'
         elif not (reason := why_float(m)):
             left[name] = 'left out' if name in reached else 'not reached by the example'
         elif type(m).__module__.startswith('torch.nn') or isinstance(m, tuple(SWAPS)): left[name] = reason
         else:
             why = f'a parameter that {type(m).__name__} uses in its own code'
-            left |= {f'{name}.{n}'.lstrip('.'): why for n in own}
+            left |= {f'{name}.{n}'.lstrip('.'): why for n in parameters}
     return left
 
 
@@ -241,9 +241,9 @@ def quantization_of(
     model:nn.Module, # A quantized network, or a module that holds one
 ) -> Quantization:   # How it was quantized; ValueError if it was not
     "A network's `quantization`, wherever `quantize` left it."
-    found = next((q for m in unwrapped(model).modules() if (q := getattr(m, 'quantization', None)) is not None), None)
-    if found is None: raise ValueError('the model is not quantized; call quantize(model, scheme, example=...) first')
-    return found
+    quantization = next((q for m in unwrapped(model).modules() if (q := getattr(m, 'quantization', None)) is not None), None)
+    if quantization is None: raise ValueError('the model is not quantized; call quantize(model, scheme, example=...) first')
+    return quantization
 
 
 def bit_layers(

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 import mebqat.kernels as kernels
-from mebqat.adapt import (KINDS, adapt, adaptable, check_inner, check_losses, inner_path, kind_of, learn_rates, prototype_logits, prototypes,
+from mebqat.adapt import (PARAMETER_KINDS, adapt, adaptable, check_inner, check_losses, inner_path, kind_of, learn_rates, prototype_logits, prototypes,
                           rates_of)
 from mebqat.bits import FP, Bits
 from mebqat.layers import bit_layers, quantize, use_bits
@@ -130,7 +130,7 @@ def _plain_apply(x, step, q_n, q_p, grad_scale, inverse):
 def test_fast_quantizers_have_the_plain_ones_second_order(scheme, bits, monkeypatch):
     # Sums of two-bit products tie inside max-pool windows, and which of two equal numbers is the largest hangs on the last bit.
     if scheme == 'dorefa pact' and bits == 'W2A2': bits = 'W3A3'
-    net, kinds = network(scheme), KINDS if scheme != 'dorefa' else ALL
+    net, kinds = network(scheme), PARAMETER_KINDS if scheme != 'dorefa' else ALL
     run = lambda first_order: outer(net, Bits.parse(bits), kinds=kinds, lr=.1, first_order=first_order)
     fast, first = run(False), run(True)
     monkeypatch.setattr(kernels, '_FakeQuant', SimpleNamespace(apply=_plain_apply))
@@ -150,7 +150,7 @@ def test_the_model_is_never_written_to(bn, grad):
     net = network('lsq', bn).eval()
     before, flags = weights(net), [(m, m.training) for m in net.modules()]
     with torch.set_grad_enabled(grad), use_bits(net, Bits(3, 4)):
-        adapted = adapt(net, SUPPORT, LABELS, 3, .5, adaptable(net, KINDS))
+        adapted = adapt(net, SUPPORT, LABELS, 3, .5, adaptable(net, PARAMETER_KINDS))
         functional_call(net, adapted, (QUERY,))
     assert same(weights(net), before) and all(p.grad is None and p.requires_grad and p.is_leaf for p in net.parameters())
     assert [(m, m.training) for m in net.modules()] == flags and all(layer.bits == FP for layer in bit_layers(net).values())
@@ -189,7 +189,7 @@ def test_frozen_parameters_stay():
     net = network('lsq')
     frozen = ['block2.conv.weight', 'fc.bias']
     for n in frozen: net.get_parameter(n).requires_grad_(False)
-    assert not set(frozen) & set(adaptable(net, KINDS))
+    assert not set(frozen) & set(adaptable(net, PARAMETER_KINDS))
     with use_bits(net, Bits(3, 4)): adapted = adapt(net, SUPPORT, LABELS, 2, .3)
     for n in frozen: assert adapted[n] is net.get_parameter(n)
     assert not torch.equal(adapted['fc.weight'], net.fc.weight)
@@ -197,14 +197,14 @@ def test_frozen_parameters_stay():
 
 def test_kinds_divide_the_parameters():
     net = network('lsq')
-    names = {k: adaptable(net, [k]) for k in KINDS}
+    names = {k: adaptable(net, [k]) for k in PARAMETER_KINDS}
     learn_rates(net, names['weights'], 2)
     every = [n for n,_ in net.named_parameters()]
     assert names['head'] == ['fc.weight', 'fc.bias'] and set(names['head']) < set(names['weights'])
     assert sorted([*names['weights'], *names['norms'], *names['steps'], 'log_rate']) == sorted(every) and kind_of('log_rate', net) == 'rates'
     assert all(n.endswith(('conv.weight', 'conv.bias', 'fc.weight', 'fc.bias')) for n in names['weights'])
     assert all('.norm.' in n for n in names['norms']) and all(n.endswith('log_factor') for n in names['steps'])
-    assert adaptable(net, KINDS) == [n for n in every if n != 'log_rate']
+    assert adaptable(net, PARAMETER_KINDS) == [n for n in every if n != 'log_rate']
 
 
 @pytest.mark.parametrize('kinds', [('weights',), ('norms',), ('steps',), ('norms', 'steps'), ('head',), ('head', 'norms')])
@@ -219,7 +219,7 @@ def test_only_the_chosen_kinds_move(kinds):
 @pytest.mark.parametrize('bits', ('W3A4', 'WFPA4', 'W3AFP', 'FP'))
 def test_idle_steps_stay_without_an_error(bits, first_order):
     net, bits = network('lsq'), Bits.parse(bits)
-    adapted, grads = outer(net, bits, kinds=KINDS, first_order=first_order)
+    adapted, grads = outer(net, bits, kinds=PARAMETER_KINDS, first_order=first_order)
     used = 0
     for name, layer in bit_layers(net).items():
         for part, width in (('weight_quantizer', bits.w), ('act_quantizer', bits.a)):
@@ -244,9 +244,9 @@ def test_full_precision_is_the_float_network():
 def test_no_grad_gives_the_same_weights_and_no_graph(first_order):
     net = network('lsq')
     with use_bits(net, Bits(2, 4)):
-        there = adapt(net, SUPPORT, LABELS, 3, .3, adaptable(net, KINDS), first_order)
-        with torch.no_grad(): here = adapt(net, SUPPORT, LABELS, 3, .3, adaptable(net, KINDS), first_order)
-    for n in adaptable(net, KINDS):
+        there = adapt(net, SUPPORT, LABELS, 3, .3, adaptable(net, PARAMETER_KINDS), first_order)
+        with torch.no_grad(): here = adapt(net, SUPPORT, LABELS, 3, .3, adaptable(net, PARAMETER_KINDS), first_order)
+    for n in adaptable(net, PARAMETER_KINDS):
         assert_close(here[n], there[n].detach(), rtol=1e-12, atol=1e-12, msg=n)  # a graph of the backward pass sums in another order
         assert here[n].grad_fn is None and there[n].grad_fn is not None, n
 

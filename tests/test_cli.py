@@ -12,7 +12,7 @@ from mebqat.cli import app
 from mebqat.files import load_whole, save_whole
 from mebqat.runs import open_run, spec_of
 from mebqat.surface import Surface
-from mebqat.launch import START, TOUR, free_port, lab_command, own_names
+from mebqat.launch import START, TOUR, free_port, lab_command, copy_names
 
 COMMON = ['--width', '4', '--batch-size', '256', '--no-compile']
 METHODS = {'float': [], 'qat': ['--bits', 'W4A4'], 'adabits': ['--bits', 'W2A2 W8A8'], 'any-precision': ['--bits', 'W2A2,W8A8'], 'mebqat': [],
@@ -164,7 +164,7 @@ def test_names_with_brackets_and_colons_are_printed_as_they_are(tmp_path):
 
 def test_lab_copies_the_notebooks_and_keeps_what_was_changed(tmp_path):
     done = good('lab', tmp_path/'mine', '--no-open')
-    names = sorted(own_names())
+    names = sorted(copy_names())
     assert sorted(p.relative_to(tmp_path/'mine').as_posix() for p in (tmp_path/'mine').rglob('*.ipynb')) == sorted([*names, START]) and f'{len(names)} notebooks' in done.stderr
     assert names[0] == TOUR and {'sources/00_bits.ipynb', 'sources/mixed/01_adaqat.ipynb'} < {*names} and sum('/' not in n for n in names) == 12
     (tmp_path/'mine'/names[0]).write_text('mine')
@@ -216,8 +216,8 @@ def test_a_notebook_is_copied_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), 'write_bytes', full)
     refused('lab', tmp_path/'mine', '--no-open', names='No space left')
     there = sorted(p.name for p in (tmp_path/'mine').iterdir())
-    assert there == sorted(n for n in own_names() if n.startswith(('00_', '01_')))
-    assert all((tmp_path/'mine'/n).read_bytes() == own_names()[n].read_bytes() for n in there)
+    assert there == sorted(n for n in copy_names() if n.startswith(('00_', '01_')))
+    assert all((tmp_path/'mine'/n).read_bytes() == copy_names()[n].read_bytes() for n in there)
 
 
 def test_explore_needs_a_measured_run(runs, tmp_path, monkeypatch):

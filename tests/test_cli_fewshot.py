@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mebqat.bits import FP, Bits, BitSpace
-from mebqat.demo import TITLES
+from mebqat.demo import NETWORKS
 from mebqat.files import find_file, load_whole, save_whole, shipped
 from mebqat.runs import open_run, spec_of
 from mebqat.runs.episodes import EpisodeRecipe, fold_scales
@@ -192,9 +192,9 @@ def test_divergence_names_the_inner_step(few, tmp_path):
 def test_the_demo_makes_its_page(tmp_path):
     done = good('demo', '--few-shot', '--steps', 1, '--out', tmp_path/'demo')
     page = (tmp_path/'demo'/'fewshot.html').read_text(encoding='utf-8')
-    for name in TITLES.values(): assert name in page and name.split()[0].strip(',') in done.stdout
+    for name in NETWORKS.values(): assert name in page and name.split()[0].strip(',') in done.stdout
     assert done.stdout.count('±') == 20 and 'W8A8' in done.stdout and page.count('class="plot"') == 2
-    backs = {m: open_run(tmp_path/'demo'/'runs'/m).spec for m in TITLES}
+    backs = {m: open_run(tmp_path/'demo'/'runs'/m).spec for m in NETWORKS}
     passes = {m: b.training.steps*b.training.n_tasks for m,b in backs.items()}
     assert passes['mebqat-pn'] == passes['pn-qat']
 

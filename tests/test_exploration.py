@@ -78,7 +78,7 @@ def test_confusion_counts_by_hand(digits):
     assert e.confusion(Bits(2, 2)).tolist() == by_hand and e.confusion(Bits(2, 2)).dtype == torch.int64
     for bits in e.surface:
         c = e.confusion(bits)
-        assert c.sum() == 540 and c.trace()/540 == pytest.approx(e.at(bits).accuracy) and c.trace() == e.right(bits).sum()
+        assert c.sum() == 540 and c.trace()/540 == pytest.approx(e.at(bits).accuracy) and c.trace() == e.correct(bits).sum()
 
 
 def test_changed_is_symmetric_and_explains_the_difference(digits):
@@ -86,7 +86,7 @@ def test_changed_is_symmetric_and_explains_the_difference(digits):
         for bits in (Bits(2, 2), Bits(3, 5)):
             moved = e.changed(bits, FP)
             assert torch.equal(moved, e.changed(FP, bits)) and not len(e.changed(bits, bits)) and moved.dtype == torch.int64
-            gained, lost = ((e.right(b) & ~e.right(o)).nonzero()[:, 0] for b,o in ((bits, FP), (FP, bits)))
+            gained, lost = ((e.correct(b) & ~e.correct(o)).nonzero()[:, 0] for b,o in ((bits, FP), (FP, bits)))
             assert {*gained.tolist(), *lost.tolist()} <= {*moved.tolist()}
             assert len(gained) - len(lost) == round(540*(e.at(bits).accuracy - e.at(FP).accuracy))
 

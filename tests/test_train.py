@@ -22,8 +22,8 @@ from mebqat.methods import (BitwidthTraining, Step, adabits, any_precision, aver
 from mebqat.quantizers import LSQ, SAT, DoReFa
 from mebqat.steps import WidthTable
 from mebqat.runs import open_run, spec_of, train_run
-from mebqat.train import (Batches, History, Interrupted, TrainConfig, fit, generator_for, gentle_interrupt,
-                          make_optimizer, seed_for)
+from mebqat.seeds import generator_for, seed_for
+from mebqat.train import Batches, History, Interrupted, TrainConfig, fit, gentle_interrupt, make_optimizer
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')

@@ -359,8 +359,8 @@ def bake(self:Scene,
 
 @patch
 def _baked_traces(self:Scene, answer, bits):
-    right = [d | dict(xaxis='x2', yaxis='y2') for d in self.feature_traces(answer, bits)]
-    return self.sheet_traces(answer, bits) + right
+    features = [d | dict(xaxis='x2', yaxis='y2') for d in self.feature_traces(answer, bits)]
+    return self.sheet_traces(answer, bits) + features
 
 
 def _frame(bits, traces, title):

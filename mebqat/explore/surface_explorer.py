@@ -351,9 +351,9 @@ def measure(self:Visited,
     if predicted.shape != self.labels.shape:
         raise ValueError(f'the network gave {tuple(predicted.shape)} answers at {bits} to {len(self.labels)} images; '
                          'they must be one each')
-    right, n, cost = int((predicted == self.labels).sum()), len(self.labels), self.planned[bits]
+    n_correct, n, cost = int((predicted == self.labels).sum()), len(self.labels), self.planned[bits]
     points = self.surface.points if self.surface else {}
-    point = Point(right/n, *wilson(right, n), n, cost.bytes, cost.bitops)
+    point = Point(n_correct/n, *wilson(n_correct, n), n, cost.bytes, cost.bitops)
     self.surface = Surface(points | {bits: point}, self.title)
     self.answers[bits], self.confidence[bits] = predicted, confidence
     return seconds

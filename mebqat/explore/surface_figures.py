@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..bits import Bits
 from .panels import moving
-from ..surface import ACCURACY, COLORBAR, Measurements, Point, describe, ink, label, scene, si, widths
+from ..surface import ACCURACY, COLORBAR, Measurements, Point, describe_point, ink, label, scene, si, widths
 
 # %% ../../nbs/explore/02_surface_figures.ipynb #1ae14635
 def surface_of(
@@ -49,7 +49,7 @@ def accuracy_cells(
     dark = low + 0.45*(high - low)
     z = _on_grid(lambda b: points[b].accuracy, points, w, a)
     text = _on_grid(lambda b: ink(f'{100*points[b].accuracy:.1f}', points[b].accuracy < dark), points, w, a, '')
-    hover = _on_grid(lambda b: describe(b, points[b]), points, w, a, '')
+    hover = _on_grid(lambda b: describe_point(b, points[b]), points, w, a, '')
     return dict(z=z, text=text, hovertext=hover), ACCURACY | dict(cmin=low, cmax=high)
 
 
@@ -172,7 +172,7 @@ def paint(self:SurfaceMap,
     "Show another method, or a difference."
     self.figure.data[self.CELLS].update(cells)
     self.figure.layout.coloraxis.update(axis, overwrite=True)
-    spots = [(self.a.index(b.a), self.w.index(b.w), p.accuracy, describe(b, p)) for b,p in points.items()]
+    spots = [(self.a.index(b.a), self.w.index(b.w), p.accuracy, describe_point(b, p)) for b,p in points.items()]
     x, y, z, hover = zip(*spots)
     heights, colors = accuracy_cells(points, self.w, self.a, stretch)
     low, top = colors['cmin'], colors['cmax']

@@ -18,12 +18,12 @@ from plotly.colors import get_colorscale
 
 from ..bits import FULL
 from .plots import embed, log_axis, page
-from ..surface import Measurements, describe, pareto, si, widths
+from ..surface import Measurements, describe_point, pareto, si, widths
 
 # %% ../../nbs/figures/01_pages.ipynb #95669ab6
 def _words(bits, point, unit):
     "A point for reading, piece by piece: text by what it says; empty where nothing is known."
-    lines = describe(bits, point).split('<br>')
+    lines = describe_point(bits, point).split('<br>')
     def after(word): return next((l.removeprefix(word).strip() for l in lines if l.startswith(word)), '')
     costs = (('bytes', point.bytes, 'B'), ('bitops', point.bitops, 'BitOPs'))
     return {'name': str(bits), 'accuracy': after('accuracy'), 'interval': after('interval'), 'n': f'{point.n:,}',

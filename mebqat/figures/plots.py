@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..bits import Bits
-from ..surface import (ACCURACY, COLORBAR, Point, Surface, bits_axis, describe, heatmap, ink, label, name_figure,
+from ..surface import (ACCURACY, COLORBAR, Point, Surface, bits_axis, describe_point, heatmap, ink, label, name_figure,
                             si, widths)
 from ..files import write_text
 
@@ -131,7 +131,7 @@ def diagonal(
     for i,(name, line) in enumerate(lines):
         aside = 0.05*(i - (len(lines) - 1)/2)
         x, y = [bits.index(w) + aside for w in line], [p.accuracy for p in line.values()]
-        hover = dict(hoverinfo='text+name', hovertext=[describe(Bits(w, w), p) for w,p in line.items()])
+        hover = dict(hoverinfo='text+name', hovertext=[describe_point(Bits(w, w), p) for w,p in line.items()])
         mode = 'lines+markers' if i < len(surfaces) else 'markers'
         fig.add_scatter(x=x, y=y, error_y=whisker(line.values()), name=name, mode=mode, **look(i), **hover)
     ticks = dict(tickvals=[*range(len(bits))], ticktext=[*map(label, bits)], zeroline=False,
@@ -150,9 +150,9 @@ def by_pair(
     "Accuracy at each pair of bits, with intervals."
     fig, pairs = go.Figure(), sorted({b for s in surfaces.values() for b in s}, key=lambda b: (b.w*b.a, b))
     for i,(name, s) in enumerate(surfaces.items()):
-        seen = [b for b in pairs if b in s]
-        x = [pairs.index(b) + .05*(i - (len(surfaces) - 1)/2) for b in seen]
-        fig.add_scatter(x=x, y=[s.at(b).accuracy for b in seen], error_y=whisker([s.at(b) for b in seen]), name=name,
+        measured = [b for b in pairs if b in s]
+        x = [pairs.index(b) + .05*(i - (len(surfaces) - 1)/2) for b in measured]
+        fig.add_scatter(x=x, y=[s.at(b).accuracy for b in measured], error_y=whisker([s.at(b) for b in measured]), name=name,
                         mode='lines+markers', **look(i))
     fig.update_xaxes(title='weight and activation bits', tickvals=[*range(len(pairs))], ticktext=[*map(str, pairs)],
                      zeroline=False)
@@ -190,7 +190,7 @@ def frontier(
         stairs = dict(mode='lines+markers', line_shape='hv')
         for pairs,how in (([b for b in spent if b not in front], cloud), (front, stairs)):
             x, y = [spent[b] for b in pairs], [s.at(b).accuracy for b in pairs]
-            hover = dict(hoverinfo='text+name', hovertext=[describe(b, s.at(b)) for b in pairs])
+            hover = dict(hoverinfo='text+name', hovertext=[describe_point(b, s.at(b)) for b in pairs])
             fig.add_trace(go.Scatter(x=x, y=y, name=name, legendgroup=name, **look(i), **hover).update(how))
         costs += spent.values()
     unit, text = ('B', 'bytes of weights') if cost == 'bytes' else ('', 'bit operations of one forward pass')

@@ -62,8 +62,8 @@ def _start(self:ImageRecipe) -> dict:
     tensors, about = load_whole(weights_file(self.spec.network.init))
     policy = self.spec.options.given_policy()
     if policy and 'spec' in about:
-        theirs = ImageRecipe(stored_spec(about['spec'])).rebuild(about, tensors)
-        if generators(theirs): tensors = export_weights(theirs, policy).state_dict()
+        start = ImageRecipe(stored_spec(about['spec'])).rebuild(about, tensors)
+        if generators(start): tensors = export_weights(start, policy).state_dict()
     tensors = {k.removeprefix('model.'): v for k,v in tensors.items() if not k.startswith('optimizer.')}
     return {k: v for k,v in tensors.items() if not (policy and '_quantizer.' in k)}
 

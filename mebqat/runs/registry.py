@@ -71,8 +71,8 @@ class Method(Concern):
         images = dict(inputs=ImageInputs, network=ImageNetwork, quantization=ImageQuantization, training=ImageTraining)
         episodes = dict(inputs=EpisodeInputs, network=EpisodeNetwork, quantization=EpisodeQuantization,
                         training=EpisodeTraining)
-        found = (episodes if cls.trains_on == 'episodes' else images) | {'options': cls}
-        return found if cls.quantizes else found | {'quantization': NoQuantization}
+        parts = (episodes if cls.trains_on == 'episodes' else images) | {'options': cls}
+        return parts if cls.quantizes else parts | {'quantization': NoQuantization}
 
 # %% ../../nbs/runs/02_registry.ipynb #eab4f60b
 METHODS = {}  # every method by its name, those over images first, each kind in the order of registration
