@@ -17,7 +17,8 @@ from .options import (
 
 if TYPE_CHECKING: from torch import nn
 
-PAIRS = 'Pairs, such as W4A4 or "W2A2,W4A4,FP"; paper-lsq and the like for the set of a paper'  # what `bits` is, of every method
+# What `bits` is, of every method
+PAIRS = 'Pairs, such as W4A4 or "W2A2,W4A4,FP"; paper-lsq and the like for the set of a paper'
 
 
 @dataclass(frozen=True)
