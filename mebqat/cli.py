@@ -150,13 +150,13 @@ def surface(
     json_: Annotated[bool, typer.Option('--json', help='Print the surface as JSON')] = False,
 ):
     "Measure a run."
-    episode_options = dict(episodes=episodes, n_way=n_way, k_shot=k_shot, n_query=n_query, inner_steps=inner_steps,
+    given = dict(episodes=episodes, n_way=n_way, k_shot=k_shot, n_query=n_query, inner_steps=inner_steps,
                  episode_seed=episode_seed, against=against)
-    with clear_errors('threads', *episode_options):
+    with clear_errors('threads', *given):
         from mebqat.runs import open_run
         from mebqat.runs.surfaces import surface_of_run
         opened, folder = open_run(run), results_folder(run, out)
-        request = surface_of_run(opened, bits, split, data, **{k: v for k,v in episode_options.items() if v is not None})
+        request = surface_of_run(opened, bits, split, data, **{k: v for k,v in given.items() if v is not None})
         tune(threads, compile)
         report = request.measure()
         report.save(folder)
@@ -176,10 +176,11 @@ def _tell_surface(report):
 _MANY = names(many=True, trains_on='images')
 
 
-@app.command(help='Find bits for each layer under a budget: a table here; policy.json, front.json and search.html in RUN '
-                  'or DIR. Ctrl-C keeps every score.')
+@app.command(help='Find bits for each layer under a budget: a table here; policy.json, front.json and search.html in '
+                  'RUN or DIR. Ctrl-C keeps every score.')
 def search(
-    run: Annotated[Path, typer.Argument(help=f'Run for many bitwidths ({", ".join(_MANY)}), or the name of a shipped one')],
+    run: Annotated[Path, typer.Argument(
+        help=f'Run for many bitwidths ({", ".join(_MANY)}), or the name of a shipped one')],
     max_bytes: Annotated[Optional[str], typer.Option(help='Most bytes of weights, such as 100kB')] = None,
     max_bitops: Annotated[Optional[str], typer.Option(help='Most bit operations for one image, such as 0.4G')] = None,
     method: Annotated[str, typer.Option(help='genetic, random, greedy, exact (needs scipy) or uniform')] = 'genetic',
@@ -224,7 +225,8 @@ def _generation(by):
     "A function that tells how far a search is."
     shown = (lambda v: f'{100*v:.1f} %') if by == 'accuracy' else '{:.4f}'.format
     def say(result):
-        err.print(f'generation {len(result.generations)}: best {shown(result.best.fitness)} of {result.evaluations} policies')
+        best = shown(result.best.fitness)
+        err.print(f'generation {len(result.generations)}: best {best} of {result.evaluations} policies')
     return say
 
 # %% ../nbs/93_cli.ipynb #bd9aaf27

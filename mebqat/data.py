@@ -416,7 +416,7 @@ def _norm(source:Source, few:str|None, train:list[tuple[str, Tensor]], images:Te
 
 # %% ../nbs/13_data.ipynb #afa1a599
 def load(
-    name:str|Path,        # `digits`, `glyphs`, `cifar10`, `svhn`, a few-shot set; a folder or zip, also of `$MEBQAT_DATA`
+    name:str|Path, # `digits`, `glyphs`, `cifar10`, `svhn`, a few-shot set; a folder or zip, also of `$MEBQAT_DATA`
     split:str='train',    # `train`, `val`, `test`, or `all` of it
     size:int|None=None,   # Pixels a side; `None` keeps the data's own, or 28 for omniglot
     val:int|None=None,    # Validation images taken from the training part; a tenth unless given

@@ -95,8 +95,8 @@ def _page(file, two, surfaces, rows, run, seconds, epochs):
     size = sum(p.numel() for n,p in run.model.named_parameters() if 'log_factor' not in n)
     text = (f'A {run.spec.network.model} of {size:,} parameters, trained with MEBQAT on the shipped handwritten digits '
             f'({epochs} passes, LSQ, every layer quantized, batch norm re-estimated at each pair), measured at '
-            f'{len(one)} pairs of bits on {one.meta["images"]} test images. Training all seven networks of this page took '
-            f'{seconds:.0f} seconds. Intervals are 95 %; with so few images, differences of a point or two are noise.')
+            f'{len(one)} pairs of bits on {one.meta["images"]} test images. Training all seven networks of this page '
+            f'took {seconds:.0f} seconds. Intervals are 95 %; with so few images, differences of a point or two are noise.')
     pair = {ONE: one, PTQ: ptq}
     parts = [
         compare(pair, caption='The same colours for both: what post-training quantization of a float network loses '
@@ -109,7 +109,7 @@ def _page(file, two, surfaces, rows, run, seconds, epochs):
     write_text(file, explorer_page(two, 'One network, every bitwidth', text, parts))
 
 # %% ../nbs/92_demo.ipynb #8d647d1a
-NETWORKS = {'mebqat-pn': 'MEBQAT-PN, one network', 'pn': 'PN, quantized afterwards', 'pn-qat': 'PN+QAT at W2A2',
+NETWORKS = {'mebqat-pn': 'MEBQAT-PN, one network', 'pn': 'PN, then PTQ', 'pn-qat': 'PN+QAT at W2A2',
           'mebqat-maml': 'MEBQAT-MAML, one network'}  # the networks of the few-shot demo
 
 
@@ -159,7 +159,8 @@ def _few_page(file, runs, scores, surfaces, curve, rows, seconds):
     from mebqat.figures.plots import by_pair, write_page
     from mebqat.surface import name_figure
     n, about = scores['pn'].n, scores['pn'].meta
-    apart = pd.concat({f'MEBQAT-PN minus {NETWORKS[k]}': scores['mebqat-pn'].minus(scores[k]) for k in ('pn', 'pn-qat')})
+    ours = scores['mebqat-pn']
+    apart = pd.concat({f'MEBQAT-PN minus {NETWORKS[k]}': ours.minus(scores[k]) for k in ('pn', 'pn-qat')})
     inner_steps = runs['mebqat-maml'].spec.options.inner_steps
     sizes = ', '.join(f'{NETWORKS[m]}: {r.spec.training.steps} steps' for m,r in runs.items())
     text = (f'<p>Four small networks (four blocks of 16 channels, LSQ, first convolution in full precision) on '

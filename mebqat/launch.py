@@ -80,7 +80,8 @@ def start_page() -> str: # A notebook of one cell, for the folder with the copie
         number = 'begin here' if name == TOUR else f'lesson {name[:2]}'
         cards.append(_card(name, about['title'], about['subtitle'], f'{number}, about {about["minutes"]} minutes'))
     own_data = 'A folder or zip of image folders, or a module that you have already: the last part of the tour'
-    cards.append(_card(f'{TOUR}#Your-own-network', 'Your own data and network', own_data, 'when you have seen the tour'))
+    link = f'{TOUR}#Your-own-network'
+    cards.append(_card(link, 'Your own data and network', own_data, 'when you have seen the tour'))
     rows = ['<tr>' + ''.join(cards[i:i + 3]) + '</tr>' for i in range(0, len(cards), 3)]
     text = ['# One network, every bitwidth', '',
             'Choose a card. Everything here is your own copy: change it, break it, delete it and run `mebqat lab` '

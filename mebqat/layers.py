@@ -241,9 +241,9 @@ def quantization_of(
     model:nn.Module, # A quantized network, or a module that holds one
 ) -> Quantization:   # How it was quantized; ValueError if it was not
     "A network's `quantization`, wherever `quantize` left it."
-    quantization = next((q for m in unwrapped(model).modules() if (q := getattr(m, 'quantization', None)) is not None), None)
-    if quantization is None: raise ValueError('the model is not quantized; call quantize(model, scheme, example=...) first')
-    return quantization
+    for m in unwrapped(model).modules():
+        if getattr(m, 'quantization', None) is not None: return m.quantization
+    raise ValueError('the model is not quantized; call quantize(model, scheme, example=...) first')
 
 
 def bit_layers(

@@ -183,3 +183,41 @@ def test_top_level_holds_what_the_layout_says():
     assert {f.parts[0] for f in tracked} == TOP
 
 
+
+
+CELLS = [(p, c) for p in NOTEBOOKS for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+INDEXES = {'explore', 'runs', 'runs.methods'}  # they give names of others a second address
+
+
+def test_lines_of_code_are_short():
+    "Written by hand in a notebook; what nbdev adds is its own."
+    wide = [(p.name, c['id'], line) for p,c in CELLS for line in ''.join(c['source']).splitlines() if len(line) > 120]
+    assert not wide, wide[:5]
+
+
+def test_no_public_name_is_defined_twice():
+    homes = {}
+    for module in MODULES:
+        name = name_of(module)
+        text = module.read_text(encoding='utf-8')
+        exported = re.search(r'^__all__ = (\[.*?\])', text, re.M | re.S)
+        for k in ast.literal_eval(exported[1]) if exported and name not in INDEXES else (): homes.setdefault(k, []).append(name)
+    assert homes and not {k: v for k,v in homes.items() if len(v) > 1}
+
+
+@pytest.mark.parametrize('module', MODULES, ids=by_name)
+def test_names_say_what_they_hold(module):
+    words = {'said', 'seen', 'told', 'own', 'mine', 'theirs', 'asked'}
+    def given(n):
+        if isinstance(n, (ast.Name, ast.Attribute)) and isinstance(n.ctx, ast.Store): return getattr(n, 'id', None) or n.attr
+        return getattr(n, 'arg', None) if isinstance(n, ast.arg) else getattr(n, 'name', None) if isinstance(n, (ast.FunctionDef, ast.ClassDef)) else None
+    assert not [n.lineno for n in ast.walk(ast.parse(module.read_text(encoding='utf-8'))) if given(n) in words]
+
+
+def test_only_registered_methods_have_names():
+    "Nothing but their own classes, the demo that chooses some, and examples knows methods by name."
+    names = {c.name for c in __import__('mebqat.runs.methods', fromlist=['METHODS']).METHODS.values()} - {'float'}
+    may = {'runs.image_methods', 'runs.few_shot_methods', 'methods', 'fewshot.methods', 'mixed.adaqat', 'mixed.fracbits', 'mixed.metaquantnet', 'mixed.double_rounding', 'demo'}
+    def compared(n): return [c.value for c in [n.left, *n.comparators] if isinstance(c, ast.Constant)] if isinstance(n, ast.Compare) else []
+    found = {name_of(m): [v for n in ast.walk(ast.parse(m.read_text(encoding='utf-8'))) for v in compared(n) if isinstance(v, str) and v in names] for m in MODULES}
+    assert not {k: v for k,v in found.items() if v and k not in may}

@@ -20,8 +20,9 @@ from fastcore.basics import patch
 from ..bits import FULL, Bits, Policy
 from .panels import Panel, moving
 from .pickers import BudgetSliders, PolicyPicker, over_budget
-from ..figures.front import (BY_HAND, FrontText, is_allowed, to_front, best_within, cost_axis, fitness_axis, layers_of,
-                                  front_page, method_markers, method_layers, stairs, with_step)
+from ..figures.front import (
+    BY_HAND, FrontText, is_allowed, to_front, best_within, cost_axis, fitness_axis, layers_of,
+    front_page, method_markers, method_layers, stairs, with_step)
 from ..figures.plots import bar_heights, policy_bars
 from ..files import write_text
 from ..mixed.front import Front

@@ -20,7 +20,8 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..bits import Bits
-from ..surface import (ACCURACY, COLORBAR, Point, Surface, bits_axis, describe_point, heatmap, ink, label, name_figure,
+from ..surface import (ACCURACY, COLORBAR, Point, Surface, bits_axis, describe_point, heatmap, ink, label,
+                            name_figure,
                             si, widths)
 from ..files import write_text
 
@@ -152,7 +153,8 @@ def by_pair(
     for i,(name, s) in enumerate(surfaces.items()):
         measured = [b for b in pairs if b in s]
         x = [pairs.index(b) + .05*(i - (len(surfaces) - 1)/2) for b in measured]
-        fig.add_scatter(x=x, y=[s.at(b).accuracy for b in measured], error_y=whisker([s.at(b) for b in measured]), name=name,
+        points = [s.at(b) for b in measured]
+        fig.add_scatter(x=x, y=[p.accuracy for p in points], error_y=whisker(points), name=name,
                         mode='lines+markers', **look(i))
     fig.update_xaxes(title='weight and activation bits', tickvals=[*range(len(pairs))], ticktext=[*map(str, pairs)],
                      zeroline=False)
@@ -313,8 +315,8 @@ def theme(
     axes = {k: base['layout'][k] | dict(gridcolor=grid, linecolor=grid, zerolinecolor=grid) for k in ('xaxis', 'yaxis')}
     wall = {k: v | dict(backgroundcolor=card, gridcolor=grid) for k,v in base['layout']['scene'].items()}
     menu = dict(bgcolor='#ccd3da', bordercolor='#8b949e', borderwidth=1, font=dict(color='#1c2126'))
-    own = dict(paper_bgcolor=card, plot_bgcolor=card, font=font, scene=wall, updatemenudefaults=menu)
-    return base | {'layout': base['layout'] | axes | own}
+    card_layout = dict(paper_bgcolor=card, plot_bgcolor=card, font=font, scene=wall, updatemenudefaults=menu)
+    return base | {'layout': base['layout'] | axes | card_layout}
 
 
 def embed(

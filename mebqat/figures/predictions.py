@@ -96,7 +96,8 @@ def _check(e):
             raise ValueError(f'confidence at {bits} must be uint8 [{n}]')
         n_correct = int((predicted == e.labels).sum())
         if point.n != n or n_correct/n != point.accuracy:
-            raise ValueError(f'{n_correct} of {n} answers at {bits} are right, but the surface says {point.accuracy} of '
+            raise ValueError(f'{n_correct} of {n} answers at {bits} are right, but the surface says '
+                             f'{point.accuracy} of '
                              f'{point.n}')
 
 # %% ../../nbs/figures/02_predictions.ipynb #b743b9c3

@@ -116,7 +116,8 @@ def rebuild(self:ImageRecipe, about:dict, tensors:dict) -> nn.Module:
         example = torch.zeros(2, *about['input'])
         restore(model, self.spec.scheme(), tensors, example, signed=about['signed'], version=about['version'],
                 before=lambda model: self.spec.options.prepare(self.spec, model), **self._choices)
-        if set(about['signed']) != set(bit_layers(model)): raise ValueError("the signs of its layers are not the network's")
+        if set(about['signed']) != set(bit_layers(model)):
+            raise ValueError("the signs of its layers are not the network's")
     else: model.load_state_dict(tensors)
     if self.spec.options.trains_at == 'learned':
         with use_bits(model, self.spec.options.fixed_setting(self.spec, about)): pass

@@ -189,8 +189,9 @@ class Found:
     def to_frame(self) -> pd.DataFrame:
         "The policy and the best uniform pair: accuracy, interval and cost."
         def row(bits, best, tested):
-            return {'bits': bits, 'validation': self.at(best.policy).fitness, 'test': tested.accuracy, 'low': tested.low,
-                    'high': tested.high, 'bytes': best.bytes, 'bitops': best.bitops}
+            return {'bits': bits, 'validation': self.at(best.policy).fitness,
+                    'test': tested.accuracy, 'low': tested.low, 'high': tested.high,
+                    'bytes': best.bytes, 'bitops': best.bitops}
         rows = [row(f'{self.result.method} search', self.result.best, self.tested['policy'])]
         if self.line:
             pair = common(self.line.best.policy, self.line.space.free)
@@ -315,8 +316,10 @@ def _parts(found) -> list:
     caption = 'The best score on held-out images within the budget, as policies were scored.'
     what = 'Every policy scored' if by == 'accuracy' else 'The fittest policies'
     costs = profile(found.run.model, (1, *found.run.about['input']))
-    return [text, found.to_frame(), race(races, '', caption), f'<h2>{what} within the budget, by held-out accuracy</h2>',
-            front_part(found.front, costs, found.at(found.policy)), 'The policy found:', policy_frame(found.policy)]
+    return [text, found.to_frame(), race(races, '', caption),
+            f'<h2>{what} within the budget, by held-out accuracy</h2>',
+            front_part(found.front, costs, found.at(found.policy)),
+            'The policy found:', policy_frame(found.policy)]
 
 # %% ../../nbs/runs/12_search.ipynb #dcbb8a03
 def trajectory(
@@ -345,9 +348,11 @@ def learned_page(
             f'{_spared(spec)}, seed {spec.training.seed}.</p>')
     result = f'Found: {run.setting} for every layer that is not pinned.'
     if isinstance(run.setting, Policy): result = policy_frame(run.setting)
-    return write_page(folder/'trajectory.html', f'Learned bits: {spec.network.model} on {Path(spec.inputs.data).name}', [
-        text, *map(html.escape, run.concerns), name_figure(draw_trajectory(trajectory(folder)), '', spec.options.caption),
-        result, training(history, '', 'Loss, accuracy and mean widths at each validation.')])
+    return write_page(
+        folder/'trajectory.html', f'Learned bits: {spec.network.model} on {Path(spec.inputs.data).name}', [
+            text, *map(html.escape, run.concerns),
+            name_figure(draw_trajectory(trajectory(folder)), '', spec.options.caption),
+            result, training(history, '', 'Loss, accuracy and mean widths at each validation.')])
 
 
 def _spared(spec) -> str:
