@@ -96,7 +96,8 @@ def _page(file, two, surfaces, rows, run, seconds, epochs):
     text = (f'A {run.spec.network.model} of {size:,} parameters, trained with MEBQAT on the shipped handwritten digits '
             f'({epochs} passes, LSQ, every layer quantized, batch norm re-estimated at each pair), measured at '
             f'{len(one)} pairs of bits on {one.meta["images"]} test images. Training all seven networks of this page '
-            f'took {seconds:.0f} seconds. Intervals are 95 %; with so few images, differences of a point or two are noise.')
+            f'took {seconds:.0f} seconds. Intervals are 95 %; with so few images, differences of a point or two are '
+            'noise.')
     pair = {ONE: one, PTQ: ptq}
     parts = [
         compare(pair, caption='The same colours for both: what post-training quantization of a float network loses '
