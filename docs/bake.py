@@ -15,7 +15,7 @@ from mebqat.layers import bit_layers
 from mebqat.explore.monitor import TrainingMonitor
 from mebqat.figures.pages import explorer_page
 from mebqat.explore.playground import FewShotPlayground
-from mebqat.figures.plots import figure
+from mebqat.figures.html import figure
 from mebqat.explore.quantizer_lab import QuantizerLab
 from mebqat.runs import open_run
 from mebqat.surface import Point, Surface

@@ -19,7 +19,7 @@ from sphinx.cmd.build import main as sphinx  # noqa: E402
 import bake  # noqa: E402
 import reference  # noqa: E402
 import results  # noqa: E402
-from mebqat.figures.plots import KEYS, theme  # noqa: E402
+from mebqat.figures.html import KEYS, theme  # noqa: E402
 from notebooks import linked, notebook_page, title  # noqa: E402
 
 GROUPS = {'Lessons': 'course', 'Notebooks: core': '', 'Notebooks: few-shot learning': 'fewshot', 'Notebooks: bits that differ by layer': 'mixed',

@@ -4,7 +4,7 @@ import re
 import nbformat
 import plotly.graph_objects as go
 
-from mebqat.figures.plots import figure
+from mebqat.figures.html import figure
 
 PLOTLY, WIDGET = 'application/vnd.plotly.v1+json', 'application/vnd.jupyter.widget-view+json'
 NOTE = '<p class="kernel">Here is a widget with Python behind it. <code>make lab</code> opens this notebook; its still twin is under Explorers.</p>'

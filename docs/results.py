@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from mebqat.bits import Bits, Policy
-from mebqat.figures.plots import by_pair, compare, diagonal, part
+from mebqat.figures.plots import by_pair, compare, diagonal
+from mebqat.figures.html import part
 from mebqat.mixed.front import Front
 from mebqat.mixed.space import Scored
 from mebqat.runs.policies import from_text

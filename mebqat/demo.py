@@ -157,7 +157,8 @@ def _few_page(file, runs, scores, surfaces, curve, rows, seconds):
     "The few-shot demo's page."
     import pandas as pd
     from mebqat.fewshot.evaluate import plot_adaptation
-    from mebqat.figures.plots import by_pair, write_page
+    from mebqat.figures.plots import by_pair
+    from mebqat.figures.html import write_page
     from mebqat.surface import name_figure
     n, about = scores['pn'].n, scores['pn'].meta
     ours = scores['mebqat-pn']

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mebqat import data, folders
-from mebqat.data import Pool, augment, choose, epoch_batches, jitter, load, split_classes
+from mebqat.pools import Pool, choose, split_classes
+from mebqat.data import augment, epoch_batches, jitter, load
 from mebqat.files import shipped
 from mebqat.glyphs import glyphs
 

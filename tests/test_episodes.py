@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from mebqat.data import Pool, load
+from mebqat.pools import Pool
+from mebqat.data import load
 from mebqat.episodes import Episode, Episodes, Learn2LearnEpisodes, draw, from_learn2learn, sample_episode, to_learn2learn
 
 quick = settings(max_examples=40, deadline=None)

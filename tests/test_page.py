@@ -9,7 +9,8 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from mebqat.bits import FULL, Bits, BitSpace
-from mebqat.figures.plots import compare, diagonal, difference, frontier, training, write_page
+from mebqat.figures.plots import compare, diagonal, difference, frontier, training
+from mebqat.figures.html import write_page
 from mebqat.surface import Point, Surface, wilson
 
 

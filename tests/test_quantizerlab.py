@@ -6,7 +6,7 @@ import torch
 import traitlets
 
 from mebqat.kernels import dorefa_act, dorefa_weight, lsq, pact, sat_weight
-from mebqat.figures.plots import page
+from mebqat.figures.html import page
 from mebqat.explore.quantizer_lab import TYPED, QuantizerLab
 from mebqat.figures.quantizer_curves import (MOST_VALUES, SCHEME_NAMES, Ordered, Setting, best_size, completed, count_levels,
                                              quantized, response, sample)

@@ -1,6 +1,8 @@
 "Kernels and quantizers against second derivations: levels, gradients, layouts, and the compiled path."
 import shutil, subprocess, sys
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -9,8 +11,8 @@ from torch.testing import assert_close
 from mebqat.bits import FULL
 from mebqat.kernels import (dorefa_act, dorefa_weight, fake_quant, fake_quant_plain, grid, lsq, pact, sat_rescale, sat_weight,
                             straight_through)
-from mebqat.quantizers import LSQ, RANGE_FROM, SAT, DoReFa, LSQAct, PACTQuantizer, make_scheme, scheme_dict
-from mebqat.steps import WidthTable
+from mebqat.quantizers import LSQ, SAT, DoReFa, LSQAct, PACTQuantizer, make_scheme
+from mebqat.steps import RANGE_FROM, WidthTable
 
 settings.register_profile('mebqat', deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile('mebqat')
@@ -400,7 +402,7 @@ def test_steps_start_where_stated():
 
 
 @every_scheme
-def test_text_and_back(scheme): assert make_scheme(**scheme_dict(scheme)) == scheme
+def test_text_and_back(scheme): assert make_scheme(scheme.name, **asdict(scheme)) == scheme
 
 
 @pytest.mark.parametrize('name, options, word', [

@@ -15,7 +15,8 @@ from mebqat.batchnorm import deployed
 from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.episodes import Episode
 from mebqat.fewshot.methods import mebqat_pn, pn
-from mebqat.layers import SwitchableBatchNorm, bit_layers, quantize, unwrapped, use_bits
+from mebqat.layers import SwitchableBatchNorm, bit_layers, quantize, use_bits
+from mebqat.observing import unwrapped
 from mebqat.observing import plain_attention
 from mebqat.methods import adabits, any_precision, mebqat, qat
 from mebqat.models import make

@@ -4,6 +4,8 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,8 @@ from mebqat.bits import FP, FULL, Bits, BitSpace, candidates
 from mebqat.evaluate import sweep
 from mebqat.layers import bit_layers, quantize, restore, use_bits
 from mebqat.methods import mebqat
-from mebqat.quantizers import LSQ, SAT, SCHEMES, DoReFa, Scheme, SignedInput, make_scheme, scheme_dict
+from mebqat.quantizers import LSQ, SAT, SCHEMES, DoReFa, Scheme, make_scheme
+from mebqat.steps import SignedInput
 from mebqat.train import TrainConfig, fit
 
 
@@ -65,7 +68,7 @@ Y = (X.mean((1, 2, 3)) > 0).long() + (X[:, 0, 0, 0] > 1).long()
 
 def test_a_fourth_scheme_needs_one_class_and_one_entry(fourth):
     scheme = make_scheme('power of two', inputs=False)
-    assert make_scheme(**scheme_dict(scheme)) == scheme and not scheme.inverse and scheme.fixed_steps() is scheme
+    assert make_scheme(scheme.name, **asdict(scheme)) == scheme and not scheme.inverse and scheme.fixed_steps() is scheme
     space = make_scheme('power of two').space()
     assert len(space) == 7*8 + 1 and FP in space and not [b for b in space if b.w < 3 or b.a < 3]
     with pytest.raises(ValueError, match='inputs must be true or false'): PowerOfTwo(inputs='yes')

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..adapt import adaptable, learn_rates
 from ..bits import BitSpace
-from ..data import Pool, few_shot_name, jitter, load
+from ..pools import Pool
+from ..data import few_shot_name, jitter, load
 from ..episodes import Episodes
 from ..fewshot.evaluate import sweep_episodes
 from ..files import load_whole

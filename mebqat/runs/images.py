@@ -16,7 +16,8 @@ from torch import nn
 
 from ..batchnorm import deployed
 from ..bits import FULL, Bits
-from ..data import Pool, augment, load
+from ..pools import Pool
+from ..data import augment, load
 from ..evaluate import correct
 from ..files import load_whole
 from ..kinds import Quantized

@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import __version__
 from ..bits import Bits, BitSpace, Policy
-from ..data import Pool
+from ..pools import Pool
 from ..episodes import Episodes
 from ..fewshot.evaluate import EpisodeScores, sweep_episodes
 from ..files import load_whole, save_whole
@@ -26,7 +26,8 @@ from .episodes import EpisodeRecipe
 from .images import ImageRecipe
 from .methods import Setup
 from .specs import RunSpec, stored_spec
-from ..train import History, Watcher, compile_with_progress, fit
+from ..speed import compile_with_progress
+from ..train import History, Watcher, fit
 
 # %% ../../nbs/runs/10_runs.ipynb #5fb6fd83
 RECIPES = {'images': ImageRecipe, 'episodes': EpisodeRecipe}  # by what a method trains on

@@ -22,10 +22,11 @@ import torch
 
 from ..bits import Bits, Policy
 from ..cost import profile
-from ..data import Pool
+from ..pools import Pool
 from ..evaluate import fitness, protocol, score
 from ..figures.front import front_look, front_part
-from ..figures.plots import page, training, write_page
+from ..figures.html import page, write_page
+from ..figures.plots import training
 from ..files import write_text
 from ..layers import use_bits
 from ..mixed.front import Front

@@ -37,7 +37,8 @@ from mebqat.mixed.fracbits import FracBits
 from mebqat.batchnorm import deployed
 from mebqat.bits import FP, Bits, BitSpace, Policy
 from mebqat.cost import profile
-from mebqat.data import augment, choose, load
+from mebqat.data import augment, load
+from mebqat.pools import choose
 from mebqat.evaluate import correct, fitness
 from mebqat.layers import quantize
 from mebqat.mixed.metaquantnet import at_policy, export_weights, generate, metaquantnet, policies_of
