@@ -23,8 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from .bits import FP, FULL, Bits, BitSpace, Policy
 from .kinds import KINDS, SWAPS, TURNS, Held, OpenAttention, Quantized, why_float
 from .observing import LayerStats, observe, plain_attention, unwrapped
-from .quantizers import RANGE_FROM, SCHEMES, Scheme
-from .steps import blank_steps, fitted_step
+from .quantizers import SCHEMES, Scheme
+from .steps import RANGE_FROM, blank_steps, fitted_step
 
 # %% ../nbs/06_layers.ipynb #8c81614e
 BN_MODES = ('running', 'batch', 'switchable', 'reestimate')
