@@ -164,7 +164,7 @@ def surface(
         else: _tell_surface(report)
         err.print(f'wrote {folder/"surface.json"} and {folder/"surface.html"}')
 
-
+# %% ../nbs/93_cli.ipynb #71ffb75f
 def _tell_surface(report):
     "A measured surface in the terminal."
     console = Console(**PLAIN)
@@ -220,7 +220,7 @@ def search(
         searching.keep_found(found, folder)
         _tell_found(found, folder, json_)
 
-
+# %% ../nbs/93_cli.ipynb #866593a3
 def _generation(by):
     "A function that tells how far a search is."
     shown = (lambda v: f'{100*v:.1f} %') if by == 'accuracy' else '{:.4f}'.format

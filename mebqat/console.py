@@ -214,7 +214,7 @@ def print_table(
     console.print(title)
     console.print(table)
 
-
+# %% ../nbs/91_console.ipynb #c324958c
 def print_policy(
     policy,          # A pair, or a pair per layer
     console:Console, # Where

@@ -9,8 +9,6 @@ __all__ = ['keep_freed_memory', 'tune_cpu', 'compile_with_progress', 'Replay']
 import ctypes
 import platform
 
-from .train import progress
-
 
 def keep_freed_memory() -> bool: # Was the allocator told?
     "Tell glibc to keep freed memory for the next tensor; nothing happens on other systems."
@@ -36,6 +34,7 @@ def compile_with_progress(
 ) -> bool:              # Are the compiled quantizers in use now?
     "Compile the quantizers behind a bar: seconds, once, and no more at any width."
     from mebqat.kernels import compile_kernels
+    from mebqat.train import progress
     with progress(1, 0, 'compiling the quantizers, once') as bar:
         done = compile_kernels(inverse)
         bar.update()

@@ -122,7 +122,7 @@ def example(self:EpisodeRecipe, train:Pool) -> Tensor:
     "512 training images to calibrate on."
     return train.batch(torch.randperm(len(train), generator=generator_for(self.spec.training.seed, 'example'))[:512])[0]
 
-
+# %% ../../nbs/runs/09_episodes.ipynb #4f809ef2
 @patch(as_prop=True)
 def _choices(self:EpisodeRecipe) -> dict:
     "How the run quantizes: an embedding keeps its first layer float, a classifier both ends."

@@ -46,7 +46,7 @@ class PTQOptions(Method):
         from mebqat.methods import float_training
         return float_training()
 
-
+# %% ../../nbs/runs/03_image_methods.ipynb #ab6b0621
 @register('qat', 'one pair, or one policy')
 @dataclass(frozen=True)
 class QATOptions(Method):
@@ -217,7 +217,7 @@ class LearnedBitsOptions(Method):
                   'rows': method.trajectory.rows}
         write_text(folder/'trajectory.json', json.dumps(record, allow_nan=False) + '\n')
 
-
+# %% ../../nbs/runs/03_image_methods.ipynb #256ed828
 @register('adaqat', 'bits learned by differences of losses')
 @dataclass(frozen=True)
 class AdaQATOptions(LearnedBitsOptions):
@@ -239,7 +239,7 @@ class AdaQATOptions(LearnedBitsOptions):
         start = Bits.parse(options.pop('start', '') or self.usual_bits)
         return AdaQAT(start=start, cost=costs or (), **options)
 
-
+# %% ../../nbs/runs/03_image_methods.ipynb #f86d3f39
 @register('fracbits', 'bits learned between two integers, to end within a target')
 @dataclass(frozen=True)
 class FracBitsOptions(LearnedBitsOptions):

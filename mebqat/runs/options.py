@@ -101,7 +101,7 @@ class EpisodeNetwork(Concern):
 
     def __post_init__(self): self.check_least(1, 'width')
 
-
+# %% ../../nbs/runs/00_options.ipynb #68c4e204
 @dataclass(frozen=True)
 class SchemeOptions(Concern):
     "A quantizer by name, with options of its own."

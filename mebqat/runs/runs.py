@@ -113,7 +113,7 @@ def train_run(
     save_whole(out/'model.safetensors', model.state_dict(), about)
     return Run(out, spec, model.eval(), history, about)
 
-
+# %% ../../nbs/runs/10_runs.ipynb #67dbdbb5
 def _about(spec, recipe, model, train, history) -> dict:
     "What a weights file says of its network."
     signed = {n: m.signed for n,m in bit_layers(model).items()} if spec.options.quantizes else {}

@@ -25,7 +25,7 @@ from ..figures.predictions import Exploration, explore, save_explorations
 from .runs import Run
 from ..surface import Surface, dumps
 
-
+# %% ../../nbs/runs/13_surfaces.ipynb #b7e0ef31
 @dataclass(frozen=True, eq=False)
 class SurfaceReport:
     "A measured surface with everything that belongs beside it."
@@ -129,7 +129,7 @@ def open_scores(
         raise FileNotFoundError(f'{path} has no episodes.safetensors; measure it first with: mebqat surface {path}')
     return EpisodeScores.load(file)
 
-
+# %% ../../nbs/runs/13_surfaces.ipynb #0de415ee
 @dataclass(frozen=True, eq=False)
 class EpisodeSurface:
     "A request to measure a few-shot run; ValueError where it cannot be."
