@@ -23,7 +23,7 @@ from .console import (
     PLAIN, amount, clear_errors, err, print_differences, print_policy, print_table, results_folder,
     takes_options, tune, typed)
 from .launch import copy_notebooks, explorable, explorations_of, free_port, lab_command, needs, serve
-from .runs.methods import METHODS, names
+from .runs.method_table import METHODS, names
 from .runs.specs import spec_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -276,7 +276,7 @@ def _surface_facts(path) -> dict:
 def _run_facts(path) -> dict:
     "Everything worth knowing about a run."
     from mebqat.runs import open_run
-    from mebqat.runs.disk import weights_file
+    from mebqat.runs.run_folder import weights_file
     run = open_run(path)
     few, classes = run.spec.trains_on == 'episodes', run.about['classes']
     options = {k: v for k,v in run.spec.to_dict().items() if v not in ('', None, ())}

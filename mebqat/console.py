@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bits import Bits, Policy
-from .runs.methods import METHODS, options_of
+from .runs.method_table import METHODS, options_of
 from .runs.options import as_flags, default_text, flag
 
 PLAIN = {'highlight': False, 'markup': False, 'emoji': False}  # paths are printed as they are

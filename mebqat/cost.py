@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from .bits import FP, FULL, Bits, Policy
-from .kinds import Quantized
+from .layer_kinds import Quantized
 from .observing import unwrapped
 from .macs import hooked, trace
 from .steps import WidthTable

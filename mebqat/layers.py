@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .bits import FP, FULL, Bits, BitSpace, Policy
-from .kinds import KINDS, SWAPS, TURNS, Held, OpenAttention, Quantized, why_float
+from .layer_kinds import KINDS, SWAPS, TURNS, Held, OpenAttention, Quantized, why_float
 from .observing import LayerStats, observe, plain_attention, unwrapped
 from .quantizers import SCHEMES, Scheme
 from .steps import RANGE_FROM, blank_steps, fitted_step

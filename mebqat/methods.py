@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .bits import FP, FULL, Bits, BitSpace, Policy
 from .inputs import IGNORED, check_labels, logits_of
-from .kinds import Quantized
+from .layer_kinds import Quantized
 from .layers import SwitchableBatchNorm, use_bits
 from .steps import WidthTable
 

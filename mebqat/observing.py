@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .kinds import SWAPS, OpenAttention, Quantized, why_float
+from .layer_kinds import SWAPS, OpenAttention, Quantized, why_float
 
 # %% ../nbs/05_observing.ipynb #0208c3f7
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)

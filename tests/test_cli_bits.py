@@ -16,7 +16,7 @@ from mebqat.runs import open_run, spec_of, train_run
 from mebqat.mixed.front import Front
 from mebqat.mixed.ledger import SearchResult
 from mebqat.runs.images import ImageRecipe
-from mebqat.runs.methods import METHODS, names
+from mebqat.runs.method_table import METHODS, names
 from mebqat.runs.options import flag, options_in
 from mebqat.runs.policies import load_policy, save_policy, from_text
 from mebqat.surface import Surface

@@ -9,7 +9,7 @@ from mebqat.demo import NETWORKS
 from mebqat.files import find_file, load_whole, save_whole, shipped
 from mebqat.runs import open_run, spec_of
 from mebqat.runs.episodes import EpisodeRecipe, fold_scales
-from mebqat.runs.methods import names as method_names
+from mebqat.runs.method_table import names as method_names
 from mebqat.runs.surfaces import FEW_PAIRS, open_scores
 from mebqat.surface import Surface
 from test_cli import cli, good, own_cache, refused, snapshot  # noqa: F401 (own_cache is a fixture)

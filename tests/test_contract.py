@@ -12,7 +12,7 @@ from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.data import load
 from mebqat.evaluate import score, sweep
 from mebqat.files import load_whole
-from mebqat.kinds import Quantized
+from mebqat.layer_kinds import Quantized
 from mebqat.layers import SwitchableBatchNorm, bit_layers, quantize, use_bits
 from mebqat.models import make
 from mebqat.quantizers import LSQ, SAT, DoReFa

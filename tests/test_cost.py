@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mebqat.bits import FP, FULL, Bits, BitSpace, Policy
 from mebqat.cost import cost, profile
-from mebqat.kinds import QLinear, Quantized
+from mebqat.layer_kinds import QLinear, Quantized
 from mebqat.layers import bit_layers, quantize, use_bits
 from mebqat.models import make
 from mebqat.quantizers import SAT, DoReFa, LSQ

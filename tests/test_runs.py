@@ -8,9 +8,9 @@ import torch
 from mebqat.console import options_by_panel
 from mebqat.files import load_whole, save_whole
 from mebqat.runs import RunSpec, open_run, spec_of, train_run
-from mebqat.runs.disk import claim
+from mebqat.runs.run_folder import claim
 from mebqat.runs.image_methods import FloatOptions
-from mebqat.runs.methods import METHODS, having, options_of, register
+from mebqat.runs.method_table import METHODS, having, options_of, register
 from mebqat.runs.options import default_text, flag, option
 from mebqat.runs.specs import stored_spec
 from test_cli import good, own_cache, refused  # noqa: F401 (own_cache is a fixture)
@@ -94,7 +94,7 @@ def test_a_method_registered_elsewhere_has_its_option_everywhere(shine, tmp_path
 
 PROGRAM = '''from dataclasses import dataclass
 from mebqat.runs.image_methods import FloatOptions
-from mebqat.runs.methods import register
+from mebqat.runs.method_table import register
 from mebqat.runs.options import option
 
 @register('shine', 'a method of this test')

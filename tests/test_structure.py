@@ -186,7 +186,7 @@ def test_top_level_holds_what_the_layout_says():
 
 
 CELLS = [(p, c) for p in NOTEBOOKS for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
-INDEXES = {'explore', 'runs', 'runs.methods'}  # they give names of others a second address
+INDEXES = {'explore', 'runs', 'runs.method_table'}  # they give names of others a second address
 
 
 def test_lines_of_code_are_short():
@@ -216,7 +216,7 @@ def test_names_say_what_they_hold(module):
 
 def test_only_registered_methods_have_names():
     "Nothing but their own classes, the demo that chooses some, and examples knows methods by name."
-    names = {c.name for c in __import__('mebqat.runs.methods', fromlist=['METHODS']).METHODS.values()} - {'float'}
+    names = {c.name for c in __import__('mebqat.runs.method_table', fromlist=['METHODS']).METHODS.values()} - {'float'}
     may = {'runs.image_methods', 'runs.few_shot_methods', 'methods', 'fewshot.methods', 'mixed.adaqat', 'mixed.fracbits', 'mixed.metaquantnet', 'mixed.double_rounding', 'demo'}
     def compared(n): return [c.value for c in [n.left, *n.comparators] if isinstance(c, ast.Constant)] if isinstance(n, ast.Compare) else []
     found = {name_of(m): [v for n in ast.walk(ast.parse(m.read_text(encoding='utf-8'))) for v in compared(n) if isinstance(v, str) and v in names] for m in MODULES}

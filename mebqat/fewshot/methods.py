@@ -21,7 +21,7 @@ from ..adapt import (adaptable, check_inner, check_losses, inner_path, prototype
                           split_body)
 from ..bits import FP, Bits, BitSpace
 from ..episodes import Episode
-from ..kinds import Quantized
+from ..layer_kinds import Quantized
 from ..layers import use_bits
 from ..methods import Step, average_gradients, check_trainable, own_gradients, soft_cross_entropy
 from ..speed import Replay

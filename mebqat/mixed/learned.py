@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..bits import Bits, Policy, check_width
-from ..kinds import Quantized
+from ..layer_kinds import Quantized
 from ..layers import bit_layers
 from ..steps import WidthTable
 

@@ -25,7 +25,7 @@ from ..fewshot.evaluate import sweep_episodes
 from ..files import load_whole
 from ..layers import bit_layers, quantize, restore, use_bits
 from ..models import cnn4, cnn5
-from .disk import weights_file
+from .run_folder import weights_file
 from .specs import RunSpec
 from ..seeds import generator_for, seed_for
 from ..train import TrainConfig

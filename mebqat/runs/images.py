@@ -20,11 +20,11 @@ from ..pools import Pool
 from ..data import augment, load
 from ..evaluate import correct
 from ..files import load_whole
-from ..kinds import Quantized
+from ..layer_kinds import Quantized
 from ..layers import bit_layers, clip_shares, quantize, restore, use_bits
 from ..mixed.metaquantnet import export_weights, generators
 from ..models import make
-from .disk import weights_file
+from .run_folder import weights_file
 from .policies import same_layers
 from .specs import RunSpec, stored_spec
 from ..seeds import seed_for

@@ -21,10 +21,10 @@ from ..episodes import Episodes
 from ..fewshot.evaluate import EpisodeScores, sweep_episodes
 from ..files import load_whole, save_whole
 from ..layers import bit_layers
-from .disk import claim, weights_file
+from .run_folder import claim, weights_file
 from .episodes import EpisodeRecipe
 from .images import ImageRecipe
-from .methods import Setup
+from .method_table import Setup
 from .specs import RunSpec, stored_spec
 from ..speed import compile_with_progress
 from ..train import History, Watcher, fit

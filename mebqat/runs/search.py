@@ -34,8 +34,8 @@ from ..mixed.learned import draw_trajectory
 from ..mixed.ledger import SearchResult, race
 from ..mixed.searches import exact, genetic, greedy, random_search, uniform
 from ..mixed.space import Budget, Scored, SearchSpace
-from .disk import weights_file
-from .methods import names
+from .run_folder import weights_file
+from .method_table import names
 from .policies import save_policy
 from .runs import Run
 from ..surface import Point, name_figure

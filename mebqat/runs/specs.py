@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from fastcore.basics import patch
 
 from ..bits import BitSpace, Bits
-from .methods import Method, find, having, options_of
+from .method_table import Method, find, having, options_of
 from .options import Concern, options_in
 
 

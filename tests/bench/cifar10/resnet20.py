@@ -18,7 +18,7 @@ from mebqat.bits import FP, Bits, BitSpace
 from mebqat.data import load
 from mebqat.evaluate import correct, sweep
 from mebqat.runs import open_run, spec_of, train_run
-from mebqat.runs.methods import Setup
+from mebqat.runs.method_table import Setup
 from mebqat.surface import wilson
 
 DIAGONAL = BitSpace([Bits(b, b) for b in (2, 3, 4, 6, 8)] + [FP])
