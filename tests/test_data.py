@@ -744,5 +744,5 @@ def test_few_shot_sets_are_found_by_name(real, monkeypatch):
 def test_other_modules_are_not_imported():
     code = "import sys, mebqat; a = set(sys.modules); import mebqat.data; print(*sorted(set(sys.modules) - a))"
     new = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
-    assert [m for m in new if m.startswith('mebqat')] == ['mebqat.data', 'mebqat.files', 'mebqat.folders', 'mebqat.glyphs']
+    assert [m for m in new if m.startswith('mebqat')] == ['mebqat.data', 'mebqat.files', 'mebqat.folders', 'mebqat.glyphs', 'mebqat.pools']
     assert not {'sklearn', 'scipy', 'torchvision', 'fastcore', 'IPython'} & set(new)

@@ -91,7 +91,7 @@ def test_changed_is_symmetric_and_explains_the_difference(digits):
             assert len(gained) - len(lost) == round(540*(e.at(bits).accuracy - e.at(FP).accuracy))
 
 
-@pytest.mark.parametrize('ask', ['at', 'right', 'confusion', 'changed', 'changed_from'])
+@pytest.mark.parametrize('ask', ['at', 'correct', 'confusion', 'changed', 'changed_from'])
 def test_a_pair_that_is_not_there(seen, ask):
     calls = {'changed': lambda: seen.changed(Bits(3, 8), FP), 'changed_from': lambda: seen.changed(FP, Bits(3, 8))}
     with pytest.raises(ValueError, match='no point at W3A8; nearest: W2A8'): calls.get(ask, lambda: getattr(seen, ask)(Bits(3, 8)))()
