@@ -106,8 +106,12 @@ def run(path, folder, timeout=300):
     return subprocess.run([sys.executable, '-c', RUN, copy], cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
 
 
-@every_notebook
+def has_exercises(path): return '<details>' in path.read_text(encoding='utf-8') and path.parent.name == 'course'
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if not has_exercises(p)], ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
 def test_runs_anywhere_and_leaves_nothing_behind(path, tmp_path):
+    "Lessons with exercises run in test_lessons, once, with their solutions."
     done = run(path, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     assert [p.name for p in (tmp_path/'lab').iterdir()] == [path.name]
