@@ -8,6 +8,7 @@ __all__ = ['PLAIN', 'err', 'clear_errors', 'tune', 'options_by_panel', 'takes_op
 
 # %% ../nbs/91_console.ipynb #389600e7
 import os
+import sys
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -43,12 +44,19 @@ def clear_errors(
         raise typer.Exit(130) from None
     except (ValueError, OSError, FloatingPointError) as e:
         known = {*names, *(k for method in METHODS for k in options_of(method))}
-        err.print('mebqat: ' + as_flags(' '.join(str(e).split()), known))
+        err.print('mebqat: ' + as_flags(' '.join(str(e).split()), known, _typed_text()))
         raise typer.Exit(2) from None
     except (typer.Exit, typer.Abort): raise
     except Exception as e:
         err.print(f'mebqat: unexpected {type(e).__name__}: {" ".join(str(e).split())} (MEBQAT_DEBUG=1 shows where)')
         raise typer.Exit(1) from None
+
+
+def _typed_text() -> list[str]:
+    "What was typed and looks like an option but is none, such as a path with an equals sign; longest first."
+    words = [w.split('=', 1)[1] if w.startswith('-') and '=' in w else w for w in sys.argv[1:]]
+    forms = {form for w in words for form in (' '.join(w.split()), str(Path(w))) if '=' in form}
+    return sorted(forms, key=len, reverse=True)
 
 # %% ../nbs/91_console.ipynb #b8d2241a
 def tune(

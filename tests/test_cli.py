@@ -162,6 +162,13 @@ def test_names_with_brackets_and_colons_are_printed_as_they_are(tmp_path):
     assert str(tmp_path) in refused('info', tmp_path/'[/x]', names='[/x]')
 
 
+@pytest.mark.parametrize('typed', [['--data', './size=3/x.zip'], ['--data=size=3/x.zip']], ids=' '.join)
+def test_a_path_that_looks_like_an_option_is_told_as_it_was_typed(typed, tmp_path):
+    done = process('train', '--out', 'x', *typed, cwd=tmp_path)
+    assert done.returncode == 2 and 'size=3/x.zip:' in done.stderr and '--size' not in done.stderr
+    assert '--size must be' in process('train', '--out', 'x', '--size', 0, cwd=tmp_path).stderr
+
+
 def test_lab_copies_the_notebooks_and_keeps_what_was_changed(tmp_path):
     done = good('lab', tmp_path/'mine', '--no-open')
     names = sorted(copy_names())

@@ -162,3 +162,12 @@ def test_shipped_networks_open_with_what_they_were_trained_by():
     assert digits == spec_of('mebqat', epochs=60, batch_size=32, skip='none', width=8)
     assert pn.changed(init='', split_file='') == spec_of('mebqat-pn', data='omniglot', n_way=60, steps=2400, n_tasks=2, design='both', guaranteed='W2A2', lr=1e-3, turns=True, jitter=.75)
     assert (maml.options.adapts, maml.options.center, maml.options.inner_steps, maml.inputs.n_way) == ('head', True, 5, 20)
+
+
+@pytest.mark.parametrize('method, pairs', [('pn-qat', {'bits': 'W4A4'}), ('mebqat-pn', {}), ('fomaml-qat', {'bits': 'W2A2'})])
+def test_an_old_few_shot_run_without_calibration_keeps_the_rule_it_was_trained_by(method, pairs):
+    old = spec_of(method, **pairs).to_dict() | {'calibrate': False}
+    assert stored_spec(old).scheme().rule == 'published' and stored_spec(old | {'calibrate': True}).scheme().rule == 'relative'
+    assert stored_spec(stored_spec(old).to_dict()) == stored_spec(old)
+    assert stored_spec(old | {'options': [['rule', 'relative']]}).scheme().rule == 'relative'
+    assert stored_spec(old | {'scheme': 'sat'}).scheme().name == 'sat'

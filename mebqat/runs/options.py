@@ -204,8 +204,12 @@ def flag(
 def as_flags(
     text:str, # An error of the library
     names,    # Options of the command that was run
+    quoted=(), # Text that was typed, which stays as it is
 ) -> str:     # The same error, for whoever typed the command
     "Say `--size` where the library says `size=` or `size must be`."
+    for typed in quoted:
+        before, there, after = text.partition(typed) if typed else (text, '', '')
+        if there: return as_flags(before, names, quoted) + typed + as_flags(after, names, quoted)
     known = '|'.join(sorted(map(re.escape, names), key=len, reverse=True))
     if not known: return text
     text = re.sub(rf'(?<![\w.\-])({known})=(?=[,;:. )]|$)', lambda m: flag(m[1]), text)
