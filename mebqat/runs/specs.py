@@ -106,7 +106,7 @@ def spec_of(
 def stored_spec(
     options:Mapping, # Of `to_dict`, perhaps of an earlier version, which listed every method's options
 ) -> RunSpec:        # ValueError, or KeyError without a method
-    "The description that a file holds; options that its method does not have go, but for one that once decided something."
+    "The description that a file holds; options that its method does not have go, but for one that mattered."
     known = options_of(options['method'])
     kept = {k: v for k,v in options.items() if k in known}
     if 'calibrate' not in known and options.get('calibrate') is False and options.get('scheme', 'lsq') == 'lsq':
