@@ -158,7 +158,7 @@ def surface(
         opened, folder = open_run(run), results_folder(run, out)
         request = surface_of_run(opened, bits, split, data, **{k: v for k,v in given.items() if v is not None})
         tune(threads, compile)
-        report = request.measure()
+        report = request.measure(folder)
         report.save(folder)
         if json_: print(json.dumps(report.to_dict()))
         else: _tell_surface(report)

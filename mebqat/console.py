@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bits import Bits, Policy
+from .results import check_folder
 from .runs.method_table import METHODS, options_of
 from .runs.options import as_flags, default_text, flag
 
@@ -258,8 +259,5 @@ def results_folder(
 ) -> Path:         # OSError, before any work, if results cannot go there
     "Where results of a run go."
     folder = out or (run if run.is_dir() else run.parent if run.exists() else Path(run.stem))
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not there.is_dir(): raise NotADirectoryError(f'{there} is a file; give a folder with --out')
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f'{there} cannot be written to; give another folder with --out')
+    check_folder(folder)
     return folder

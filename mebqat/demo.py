@@ -6,27 +6,28 @@
 __all__ = ['CORNERS', 'ONE', 'PTQ', 'NETWORKS', 'run_demo', 'run_few_shot_demo']
 
 # %% ../nbs/92_demo.ipynb #0d5303cc
-import shutil
-import time
 from pathlib import Path
 
 from rich.console import Console
 
 from .bits import Bits, BitSpace
 from .console import PLAIN, a_table, err, percent, print_table
+from .results import keep_answer, own_folder
 from .runs import spec_of
 
 CORNERS = (Bits(2, 2), Bits(2, 8), Bits(8, 2), Bits(8, 8))
 ONE, PTQ = 'MEBQAT, one network', 'Post-training quantization'  # as tables and figures call them
 
 
-def _fresh_run(spec, folder):
-    "Train again, over whatever an earlier demo left."
+def _trained(spec, folder):
+    "Train a network of the demo, or go on with it; ValueError if the folder holds another run."
     from mebqat.runs import train_run
-    if folder.exists(): shutil.rmtree(folder)
-    start = time.time()
-    run = train_run(spec, folder)
-    err.print(f'{spec.method:>11} {getattr(spec.options, "bits", ""):5} trained in {time.time() - start:5.1f} s')
+    there = (folder/'model.safetensors').exists()
+    try: run = train_run(spec, folder, resume=folder.exists())
+    except ValueError as e: raise ValueError(f'{e}; give another folder with out=') from e
+    when = f'was trained before; remove {folder} to train it again' if there else \
+        f'trained in {run.history.seconds:5.1f} s'
+    err.print(f'{spec.method:>11} {getattr(spec.options, "bits", ""):5} {when}')
     return run
 
 
@@ -40,11 +41,10 @@ def run_demo(
     common = dict(network, skip='none')
     specs = {'float': spec_of('float', **network), 'mebqat': spec_of('mebqat', **common)}
     specs |= {f'qat-{b}': spec_of('qat', bits=str(b), **common) for b in CORNERS}
-    out.mkdir(parents=True, exist_ok=True)
-    start = time.time()
-    runs = {name: _fresh_run(spec, out/'runs'/name) for name,spec in specs.items()}
-    runs['ptq'] = _fresh_run(spec_of('ptq', init=str(out/'runs'/'float'), **common), out/'runs'/'ptq')
-    seconds = time.time() - start
+    own_folder(out, 'mebqat demo')
+    runs = {name: _trained(spec, out/'runs'/name) for name,spec in specs.items()}
+    runs['ptq'] = _trained(spec_of('ptq', init=str(out/'runs'/'float'), **common), out/'runs'/'ptq')
+    seconds = sum(r.history.seconds for r in runs.values())
     _report(out, _measure(runs, epochs, seed), runs, seconds, epochs)
 
 # %% ../nbs/92_demo.ipynb #967fdd98
@@ -77,10 +77,12 @@ def _report(out, predictions, runs, seconds, epochs):
     corners = a_table(*rows[0], title='At the corners, %', title_justify='left')
     for r in rows: corners.add_row(*r.values())
     console.print(corners)
-    one.save(out/'surface.json')
     two = {k: predictions[k] for k in (ONE, PTQ)}
-    save_explorations(out/'exploration.safetensors', two)
-    _page(out/'surface.html', two, surfaces, rows, runs['mebqat'], seconds, epochs)
+    def write(place):
+        one.save(place/'surface.json')
+        save_explorations(place/'exploration.safetensors', two)
+        _page(place/'surface.html', two, surfaces, rows, runs['mebqat'], seconds, epochs)
+    keep_answer(out, 'surfaces', {name: r.spec.to_dict() for name,r in runs.items()}, write, 'demo')
     err.print(f'training took {seconds:.0f} s; open {out/"surface.html"} in a browser (no network needed)')
 
 # %% ../nbs/92_demo.ipynb #bbc28b4a
@@ -129,9 +131,9 @@ def run_few_shot_demo(
              'mebqat-pn': spec_of('mebqat-pn', steps=steps, design='both', **twenty, **start, **common),
              'pn-qat': spec_of('pn-qat', steps=steps, bits='W2A2', **twenty, **start, **common),
              'mebqat-maml': spec_of('mebqat-maml', steps=steps, **inner_loop, **start, **common)}
-    began = time.time()
-    runs = {m: _fresh_run(spec, out/'runs'/m) for m,spec in specs.items()}
-    seconds = time.time() - began
+    own_folder(out, 'mebqat demo')
+    runs = {m: _trained(spec, out/'runs'/m) for m,spec in specs.items()}
+    seconds = sum(r.history.seconds for r in runs.values())
     space, episodes = BitSpace.parse('W2A2 W2A8 W4A4 W8A8 FP'), runs['pn'].episodes(n_query=5)
     scores = {m: runs[m].sweep(space, episodes, n) for m in NETWORKS}
     maml = runs['mebqat-maml'].spec.options

@@ -1,5 +1,5 @@
 "Search: costs are the network's, repair always ends, exact is exact, and nothing that was scored is ever lost or scored again."
-import errno, itertools, math, subprocess, sys
+import errno, itertools, math, re, subprocess, sys
 from dataclasses import replace
 
 import numpy as np
@@ -437,12 +437,12 @@ def test_a_checkpoint_belongs_to_one_search(tmp_path):
     with pytest.raises(ValueError, match='method differs'): uniform(space, fitness, budget, checkpoint=file, resume=True, meta={'data': 'digits'})
     with pytest.raises(OSError, match='nowhere'): run(checkpoint=tmp_path/'nowhere'/'s.json')
     file.write_text('{"format": "other"}')
-    with pytest.raises(ValueError, match='s.json: expected JSON'): run(resume=True)
+    with pytest.raises(ValueError, match='s.json: it holds no search'): run(resume=True)
     assert not calls and file.read_text() == '{"format": "other"}'
 
 
 def test_a_full_disk_keeps_the_file_before(tmp_path, monkeypatch):
-    import mebqat.mixed.ledger as module
+    import mebqat.files as module
     space, file, calls = small_space(), tmp_path/'s.json', []
     real = module.write_text
     def full(path, text):
@@ -579,13 +579,14 @@ def test_a_result_round_trips_and_shows_itself(tmp_path):
 
 
 @pytest.mark.parametrize('spoil, word', [
-    (lambda t: t[:len(t)//2], 'not JSON'), (lambda t: '[]', 'mebqat-search'), (lambda t: t.replace('"version": 1', '"version": 9'), 'version 9'),
+    (lambda t: t[:len(t)//2], 'not JSON'), (lambda t: '[]', 'not a JSON object'), (lambda t: '{}', 'no search'), (lambda t: t.replace('"version": 1', '"version": 9'), 'version 9'),
     (lambda t: t.replace('W8A8 W', 'W99A8 W', 1), 'damaged'), (lambda t: t.replace('"layers"', '"lairs"'), 'damaged'), (lambda t: t.replace('W8A8 W', 'W', 1), 'damaged'),
     (lambda t: t.replace('"fitness"', '"x"').replace('"evaluated": [\n  [', '"evaluated": [\n  ["W8A8", null], ['), 'damaged')])
 def test_a_bad_file_is_refused(spoil, word, tmp_path):
     space = small_space()
     path = random_search(space, toy(space), part(space), 5).save(tmp_path/'r.json')
-    path.write_text(spoil(path.read_text()))
+    unsigned = re.sub(r',\n "checksum": "\w+"', '', path.read_text()).replace('"version": 2', '"version": 1')
+    path.write_text(spoil(unsigned))
     with pytest.raises(ValueError, match=f'r.json: .*{word}'): SearchResult.load(path)
 
 
@@ -665,7 +666,7 @@ def test_fronts_refuse(tmp_path):
     with pytest.raises(ValueError, match='nan'): Front([replace(cloud(1, 0)[0], fitness=math.nan)])
     path = Front(cloud(3, 0)).save(tmp_path/'f.json')
     good = path.read_text()
-    for spoiled,word in ((good[:-20], 'not JSON'), (good.replace('mebqat-front', 'x'), 'mebqat-front'), (good.replace('"bitops"', '"ops"'), 'damaged'), (good.replace('"version": 1', '"version": 2'), 'version 2')):
+    for spoiled,word in ((good[:-20], 'not JSON'), (good.replace('mebqat-front', 'x'), 'no front'), (good.replace('"bitops"', '"ops"'), 'damaged'), (good.replace('"version": 2', '"version": 3'), 'version 3'), (good.replace('0', '1', 1), 'checksum')):
         path.write_text(spoiled)
         with pytest.raises(ValueError, match=f'f.json: .*{word}'): Front.load(path)
 

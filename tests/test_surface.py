@@ -78,23 +78,51 @@ def change(**kw): return lambda d: d | kw
 def change_point(**kw): return lambda d: d | {'points': [d['points'][0] | kw] + d['points'][1:]}
 
 
+def unsigned(path):
+    "A file's document as version 1 wrote it, without a checksum, so that an edit reaches the checks behind it."
+    d = json.loads(path.read_text())
+    return {k: v for k,v in d.items() if k != 'checksum'} | {'version': 1}
+
+
 @pytest.mark.parametrize('edit, says', [
-    (change(version=2), 'version 2'), (change(version=None), 'version None'), (change(format='other'), 'not a surface'),
-    (change(points=[]), 'at least one point'), (change(points=None), 'damaged'), (change(meta=None), 'damaged'),
-    (lambda d: {k: v for k,v in d.items() if k != 'meta'}, 'damaged'),
+    (change(version=2), 'checksum'), (change(version=9), 'version 9'), (change(version=None), 'version None'), (change(version=True), 'version True'),
+    (change(format='other'), "no surface but 'other'"),
+    (change(points=[]), 'at least one point'), (change(points=None), 'damaged'), (change(meta=None), 'damaged'), (change(title=3), 'title is 3'),
+    (lambda d: {k: v for k,v in d.items() if k != 'meta'}, "no 'meta'"),
     (lambda d: d | {'points': d['points'] + d['points'][:1]}, 'W2A2 stands there twice'),
-    (lambda d: [d], 'not a surface'), (lambda d: 3, 'not a surface'),
-    (change_point(accuracy=None), 'W2A2'), (change_point(accuracy=math.nan), 'W2A2'), (change_point(accuracy='high'), 'W2A2'),
-    (change_point(accuracy=1.5), 'W2A2'), (change_point(n=0), 'W2A2'), (change_point(n=2.5), 'W2A2'), (change_point(n=None), 'W2A2'),
-    (change_point(bits='W99A1'), '99'), (change_point(bits=None), 'damaged'), (change_point(extra=1), 'damaged'),
-    (change_point(bytes=-1), 'bytes at W2A2'), (change_point(bitops=math.inf), 'bitops at W2A2'), (change_point(low=[1]), 'W2A2'),
+    (lambda d: [d], 'not a JSON object'), (lambda d: 3, 'not a JSON object'),
+    (change_point(accuracy=None), 'points[0].accuracy is None'), (change_point(accuracy=math.nan), 'points[0].accuracy'), (change_point(accuracy='high'), "accuracy is 'high'"),
+    (change_point(accuracy=1.5), 'W2A2'), (change_point(n=0), 'W2A2'), (change_point(n=2.5), 'points[0].n is 2.5'), (change_point(n=None), 'points[0].n'),
+    (change_point(n=True), 'points[0].n is True'), (change_point(bits='W99A1'), '99'), (change_point(bits=None), 'damaged'), (change_point(extra=1), "'extra'"),
+    (change_point(bytes=-1), 'bytes at W2A2'), (change_point(bitops=math.inf), 'points[0].bitops'), (change_point(low=[1]), 'points[0].low is [1]'),
 ])
 def test_a_damaged_file_is_named(tmp_path, edit, says):
     path = tmp_path/'s.json'
     made_up().save(path)
-    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    path.write_text(json.dumps(edit(unsigned(path))))
     with pytest.raises(ValueError) as e: Surface.load(path)
     assert str(path) in str(e.value) and says in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_file_of_version_1_still_opens(tmp_path):
+    path = tmp_path/'s.json'
+    s = made_up()
+    s.save(path)
+    path.write_text(json.dumps(unsigned(path)))
+    assert Surface.load(path) == s
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_no_changed_byte_goes_unnoticed(tmp_path, seed):
+    path, rng = tmp_path/'s.json', random.Random(seed)
+    s = flat(W2A2=(0.512,), W4A4=(0.938,))
+    good = s.save(path).read_bytes()
+    for _ in range(200):
+        bad, i = bytearray(good), rng.randrange(len(good))
+        bad[i] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        try: assert Surface.load(path) == s  # white space, or a number written otherwise
+        except ValueError as e: assert 's.json' in str(e) and '\n' not in str(e)
 
 
 def test_no_cut_of_a_file_loads(tmp_path):

@@ -7,7 +7,6 @@ __all__ = ['FloatOptions', 'PTQOptions', 'QATOptions', 'AdaBitsOptions', 'AnyPre
            'MetaQuantNetOptions', 'DoubleRoundingOptions', 'LearnedBitsOptions', 'AdaQATOptions', 'FracBitsOptions']
 
 # %% ../../nbs/runs/03_image_methods.ipynb #221bb514
-import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -212,10 +211,7 @@ class LearnedBitsOptions(Method):
         return {'found': to_text(method.bits), 'concerns': method.concerns()}
 
     def keep(self, method, folder):
-        from mebqat.files import write_text
-        record = {'format': 'mebqat-trajectory', 'version': 1, 'columns': method.trajectory.columns,
-                  'rows': method.trajectory.rows}
-        write_text(folder/'trajectory.json', json.dumps(record, allow_nan=False) + '\n')
+        method.trajectory.save(folder/'trajectory.json')
 
 # %% ../../nbs/runs/03_image_methods.ipynb #256ed828
 @register('adaqat', 'bits learned by differences of losses')

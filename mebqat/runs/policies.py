@@ -6,14 +6,13 @@
 __all__ = ['POLICY', 'to_text', 'from_text', 'save_policy', 'load_policy', 'same_layers']
 
 # %% ../../nbs/runs/01_policies.ipynb #3bfa4478
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
 from ..bits import Bits, Policy
-from ..files import write_text
+from ..files import Kind
 from ..layers import bit_layers
 
 # %% ../../nbs/runs/01_policies.ipynb #13100df1
@@ -34,7 +33,9 @@ def from_text(
     return Policy({n: Bits.parse(b) for n,b in text.items()})
 
 # %% ../../nbs/runs/01_policies.ipynb #95e077aa
-POLICY = 'mebqat-policy'  # what such a file says it is
+POLICY = Kind('mebqat-policy', 2, {'layers': {str: str}, '...': object},
+              'make one with: mebqat search RUN --max-bytes ..., or write version 1 by hand, without a checksum',
+              older=(1,))
 
 
 def save_policy(
@@ -43,26 +44,16 @@ def save_policy(
     **about,         # What else to say, JSON-able
 ) -> Path:           # The target
     "Write a policy, whole or not at all."
-    record = {'format': POLICY, 'version': 1, 'layers': to_text(policy), **about}
-    return write_text(path, json.dumps(record, indent=1, allow_nan=False) + '\n')
+    return POLICY.write(path, layers=to_text(policy), **about)
 
 
 def load_policy(
     path:str|Path, # A file of `save_policy`
 ) -> Policy:       # A pair per layer
     "Read a policy; ValueError names a file that is damaged or something else."
-    try: record = json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is no JSON, perhaps cut short ({e})') from None
-    if not isinstance(record, dict) or record.get('format') != POLICY:
-        raise ValueError(f'{path} is no policy; make one with: mebqat search RUN --max-bytes ...')
-    version = record.get('version')
-    if version != 1:
-        raise ValueError(f'{path} is a policy of version {version!r}, and this version reads 1; update mebqat')
-    try: policy = from_text(record.get('layers'))
-    except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from None
-    if not isinstance(policy, Policy):
-        raise ValueError(f'{path} is damaged: it has one pair for all layers')
-    return policy
+    layers = POLICY.read(path)['layers']
+    try: return from_text(layers)
+    except ValueError as e: raise ValueError(f'{path}: damaged policy: {e}') from None
 
 # %% ../../nbs/runs/01_policies.ipynb #7f95e88a
 def same_layers(

@@ -28,13 +28,14 @@ from ..figures.front import front_look, front_part
 from ..figures.html import page, write_page
 from ..figures.plots import training
 from ..files import write_text
+from ..results import keep_answer, own_folder
 from ..layers import use_bits
 from ..mixed.front import Front
-from ..mixed.learned import draw_trajectory
+from ..mixed.learned import TRAJECTORY, draw_trajectory
 from ..mixed.ledger import SearchResult, race
 from ..mixed.searches import exact, genetic, greedy, random_search, uniform
 from ..mixed.space import Budget, Scored, SearchSpace
-from .run_folder import weights_file
+from .run_folder import weights_digest
 from .method_table import names
 from .policies import save_policy
 from .runs import Run
@@ -133,8 +134,7 @@ def protocol_of(
     pool:Pool,  # Images of the fitness
 ) -> dict:      # JSON-able
     "What makes two fitnesses the same: images, network, batch norm."
-    weights = hashlib.sha256(weights_file(run.path).read_bytes()).hexdigest()[:16]
-    return {**protocol(run.model, pool), 'weights': weights, 'model': run.spec.network.model,
+    return {**protocol(run.model, pool), 'weights': weights_digest(run.path), 'model': run.spec.network.model,
             'method': run.spec.method, 'batch norm from': '1000 training images'}
 
 # %% ../../nbs/runs/12_search.ipynb #410ee065
@@ -256,7 +256,7 @@ def search_run(
         raise ValueError(f'{file} holds this search already; go on with resume (--resume), '
                          'or choose another folder or seed')
     fit, accuracy_of = (fitness(run.model, pool, train, by=k) for k in (by, 'accuracy'))
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder, 'mebqat search')
     line = _line(space, fit, budget, meta, file_of(folder, 'uniform', {}, *what))
     options = dict(checkpoint=file, resume=resume, meta=meta, **settings)
     result = line if method == 'uniform' else _searched(method, space, fit, budget, line, options, on_generation)
@@ -295,13 +295,16 @@ def policy_frame(
 def keep_found(
     found:Found,  # What a search ended with
     folder:Path,  # Where it goes
-):
-    "Write `policy.json`, `front.json` and `search.html`."
-    save_policy(folder/'policy.json', found.policy, **found.record())
-    found.front.save(folder/'front.json')
+) -> Path:        # The folder of this answer
+    "Keep `policy.json`, `front.json` and `search.html` under their question, and show them as the newest."
     spec = found.run.spec
     title = f'Bits under a budget: {spec.network.model} on {Path(spec.inputs.data).name}'
-    write_text(folder/'search.html', page(title, _parts(found), **front_look()))
+    def write(place):
+        save_policy(place/'policy.json', found.policy, **found.record())
+        found.front.save(place/'front.json')
+        write_text(place/'search.html', page(title, _parts(found), **front_look()))
+    return keep_answer(own_folder(folder, 'mebqat search'), 'searches', found.result.identity(), write,
+                       found.result.method)
 
 
 def _parts(found) -> list:
@@ -328,13 +331,9 @@ def trajectory(
 ) -> pd.DataFrame: # One row per kept step
     "Read how bits were learned; ValueError names a file that is damaged or something else."
     file = Path(path)/'trajectory.json' if Path(path).is_dir() else Path(path)
-    try:
-        doc = json.loads(file.read_text(encoding='utf-8'))
-        if doc['format'] != 'mebqat-trajectory' or doc['version'] != 1:
-            raise ValueError('another format or version')
-        return pd.DataFrame(doc['rows'], columns=doc['columns'])
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f'{file} is no trajectory of this version ({type(e).__name__}: {e})') from None
+    document = TRAJECTORY.read(file)
+    try: return pd.DataFrame(document['rows'], columns=document['columns'])
+    except ValueError as e: raise ValueError(f'{file}: damaged trajectory: {e}; {TRAJECTORY.again}') from None
 
 
 def learned_page(
