@@ -8,6 +8,7 @@ __all__ = ['PLAIN', 'err', 'clear_errors', 'tune', 'options_by_panel', 'takes_op
 
 # %% ../nbs/91_console.ipynb #389600e7
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bits import Bits, Policy
+from .process import notes, stopping
 from .results import check_folder
 from .runs.method_table import METHODS, options_of
 from .runs.options import as_flags, default_text, flag
@@ -26,31 +28,43 @@ from .runs.options import as_flags, default_text, flag
 PLAIN = {'highlight': False, 'markup': False, 'emoji': False}  # paths are printed as they are
 err = Console(stderr=True, soft_wrap=True, **PLAIN)
 
-
+# %% ../nbs/91_console.ipynb #37e6fea2
 @contextmanager
 def clear_errors(
     *names:str, # Options of the command besides those of runs
 ):
     "Turn what a user can mend into one line and exit code 2, and anything else into one line and exit code 1."
-    from mebqat.train import Interrupted
+    def words(text): return as_flags(' '.join(str(text).split()), _known(names), _typed_text())
     if os.environ.get('MEBQAT_DEBUG'):
         yield
         return
-    try: yield
-    except Interrupted as e:
-        err.print(str(e))
-        raise typer.Exit(130) from None
-    except KeyboardInterrupt:
-        err.print('interrupted')
-        raise typer.Exit(130) from None
-    except (ValueError, OSError, FloatingPointError) as e:
-        known = {*names, *(k for method in METHODS for k in options_of(method))}
-        err.print('mebqat: ' + as_flags(' '.join(str(e).split()), known, _typed_text()))
-        raise typer.Exit(2) from None
+    try:
+        with stopping() as ending, notes(lambda text: err.print(words(text))):
+            yield
+            sys.stdout.flush()
     except (typer.Exit, typer.Abort): raise
+    except KeyboardInterrupt as e:
+        err.print(str(e) or 'interrupted')
+        raise typer.Exit(128 + (getattr(e, 'signum', None) or ending.signum or signal.SIGINT)) from None
     except Exception as e:
-        err.print(f'mebqat: unexpected {type(e).__name__}: {" ".join(str(e).split())} (MEBQAT_DEBUG=1 shows where)')
-        raise typer.Exit(1) from None
+        if ending.signum: text, code = 'interrupted', 128 + ending.signum
+        else: text, code = _in_words(e, words)
+        err.print(text)
+        raise typer.Exit(code) from None
+
+
+def _known(names) -> set[str]:
+    "Options that an error may name."
+    return {'out', *names, *(k for method in METHODS for k in options_of(method))}
+
+
+def _in_words(error, words) -> tuple[str, int]:
+    "An error as a line, and the exit code."
+    text = words(error)
+    if isinstance(error, (ValueError, OSError, FloatingPointError)): return f'mebqat: {text}', 2
+    if isinstance(error, MemoryError) or 'out of memory' in text or 'DefaultCPUAllocator' in text:
+        return 'mebqat: out of memory; take smaller batches, smaller images or a smaller network', 2
+    return f'mebqat: unexpected {type(error).__name__}: {text} (MEBQAT_DEBUG=1 shows where)', 1
 
 
 def _typed_text() -> list[str]:

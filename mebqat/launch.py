@@ -17,12 +17,13 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .files import find_file, whole, write_text
+from .process import stopping
 
 # %% ../nbs/90_launch.ipynb #9da59663
 def needs(
@@ -176,17 +177,43 @@ def app_folder(
     (folder/'voila.json').write_text(json.dumps({'Voila': server, 'VoilaConfiguration': dict(show_tracebacks=True)}))
 
 # %% ../nbs/90_launch.ipynb #ce5cb9a8
-@contextmanager
-def _until_asked():
-    "SIGTERM ends the block like Ctrl-C does, so that everything is put away."
-    def ask(signum, frame): raise KeyboardInterrupt
-    before = signal.signal(signal.SIGTERM, ask)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+_LISTENER = '''
+import os, shutil, signal, sys, threading, time
+
+folder, port = sys.argv[1:]
+
+def listen():
+    while os.read(0, 1): pass
+    shutil.rmtree(folder, ignore_errors=True)
+    signal.raise_signal(signal.SIGTERM) if os.name == 'nt' else os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(8)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+threading.Thread(target=listen, daemon=True).start()
+sys.argv = ['voila', 'explorer.ipynb', '--port=' + port]
+from voila.app import main
+main()
+'''
+
+
+def _start_server(folder, port):
+    "Voilà on the app in a folder, bound to this process."
+    with open(folder/'voila.log', 'wb') as log:
+        return subprocess.Popen([sys.executable, '-c', _LISTENER, str(folder), str(port)], cwd=folder,
+                                stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
 
 
 def _answers(port) -> bool:
     with closing(socket.socket()) as s: return s.connect_ex(('127.0.0.1', port)) == 0
+
+
+def _end(child):
+    "End a server and its kernels: kindly, and after ten seconds by force."
+    with suppress(OSError): child.stdin.close()
+    try: child.wait(10)
+    except subprocess.TimeoutExpired: child.kill()
+    child.wait()
 
 
 def serve(
@@ -198,12 +225,10 @@ def serve(
 ):
     "Serve the SurfaceExplorer of some measurements on this computer until Ctrl-C; OSError if Voilà fails."
     port, token = free_port(port), secrets.token_urlsafe(24)
-    with _until_asked(), TemporaryDirectory(prefix='mebqat-') as name:
+    with stopping(), TemporaryDirectory(prefix='mebqat-', ignore_cleanup_errors=True) as name:
         folder, url = Path(name), f'http://127.0.0.1:{port}/?token={token}'
         app_folder(folder, file, title, token)
-        with open(folder/'voila.log', 'wb') as log:
-            child = subprocess.Popen([sys.executable, '-m', 'voila', 'explorer.ipynb', f'--port={port}'], cwd=folder,
-                                     stdout=log, stderr=log, start_new_session=True)
+        child = _start_server(folder, port)
         try:
             while child.poll() is None and not _answers(port): time.sleep(.1)
             if child.poll() is None:
@@ -212,13 +237,7 @@ def serve(
                 child.wait()
             log_lines = (folder/'voila.log').read_text(errors='replace').strip().splitlines()
             raise OSError(f'Voilà ended by itself: {log_lines[-1] if log_lines else child.returncode}')
-        except KeyboardInterrupt: say('ended')
+        except KeyboardInterrupt as e:
+            if getattr(e, 'signum', signal.SIGINT) != signal.SIGINT: raise
+            say('ended')
         finally: _end(child)
-
-
-def _end(child):
-    "End a server and its kernels: kindly, and after ten seconds by force."
-    if child.poll() is None: child.send_signal(signal.SIGINT if os.name == 'posix' else signal.SIGTERM)
-    try: child.wait(10)
-    except subprocess.TimeoutExpired: child.kill()
-    child.wait()

@@ -20,6 +20,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -93,7 +94,7 @@ class TrainConfig:
     milestones: tuple[int, ...] = ()   # For `step`: when the rate drops
     seed: int = 0                      # Seed of everything random inside a step
     epoch_steps: int = 0               # Steps between validations; 0 validates at the end only
-    checkpoint_minutes: float = 5.0    # Also save whenever this much time has passed
+    checkpoint_minutes: float = 1.0    # Also save whenever this much time has passed, however long an epoch is
 
     def __post_init__(self):
         if self.steps < 1: raise ValueError(f'steps must be at least 1, got {self.steps}')
@@ -203,23 +204,57 @@ class _Sums:
     def means(self) -> dict[str, float]: return {'loss': self.loss/self.steps, 'accuracy': self.accuracy/self.steps}
 
 # %% ../nbs/25_train.ipynb #70eb3f0e
+_STOPS = [getattr(signal, n) for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, n)]
+
+
 class Interrupted(KeyboardInterrupt):
-    "Training was stopped by hand; the checkpoint holds everything up to the stop."
+    "Training was stopped by hand or by a signal; the checkpoint holds everything up to the stop."
+    def __init__(self,
+        text:str='',          # Where it stopped and how to go on
+        signum:int|None=None, # The signal that asked for it, if one did
+    ):
+        super().__init__(*[text] if text else [])
+        self.signum = signum
 
 
 @contextmanager
-def gentle_interrupt() -> Iterator[dict]: # `{'stop': bool}`
-    "Inside the block the first SIGINT only sets `stop`; the second interrupts as usual."
-    flag = {'stop': False}
+def gentle_interrupt() -> Iterator[dict]: # `{'stop': bool, 'signal': int|None}`
+    "Inside the block the first SIGINT, SIGTERM or SIGHUP only sets `stop`; the second acts as usual."
+    flag = {'stop': False, 'signal': None}
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
+    before = {s: signal.getsignal(s) for s in _STOPS}
+    heard = [s for s,h in before.items() if s == signal.SIGINT or h not in (None, signal.SIG_IGN)]
+    def restore():
+        for s in heard: signal.signal(s, signal.SIG_DFL if before[s] is None else before[s])
     def handler(signum, frame):
-        flag['stop'] = True
-        signal.signal(signal.SIGINT, before)
-    before = signal.signal(signal.SIGINT, handler)
+        flag.update(stop=True, signal=signum)
+        restore()
+    for s in heard: signal.signal(s, handler)
     try: yield flag
-    finally: signal.signal(signal.SIGINT, before)
+    finally: restore()
+
+# %% ../nbs/25_train.ipynb #6b33cf49
+_FOLLOWS = {'steps', 'warmup', 'epoch_steps'}  # what a longer training may change: the length and what comes of it
+
+
+def _check_same(file, about, config, method) -> bool:
+    "Refuse a checkpoint of another configuration or kind of method (ValueError); is it of a shorter training?"
+    if missing := {'step', 'config', 'history', 'sums'} - about.keys():
+        raise ValueError(f'{file} is no checkpoint: it has no {sorted(missing)[0]}')
+    here, there = json.loads(json.dumps(asdict(config))), about['config']
+    if here['steps'] < there.get('steps', 0):
+        raise ValueError(f'{file.parent} holds a run of {there["steps"]} steps, and {here["steps"]} are fewer; '
+                         'a run can be made longer, not shorter')
+    longer = here['steps'] > there.get('steps', 0)
+    free = {'checkpoint_minutes'} | (_FOLLOWS if longer else set())
+    differ = [f'{k}={there.get(k)} there, {here.get(k)} here' for k in {**here, **there}
+              if here.get(k) != there.get(k) and k not in free]
+    if differ: raise ValueError(f'{file.parent} holds a run with another configuration: {"; ".join(differ)}')
+    if ('method' in about) != (method is not None):
+        raise ValueError(f'the checkpoint in {file.parent} was made by another method')
+    return longer
 
 # %% ../nbs/25_train.ipynb #3d9b72b1
 class Checkpoint:
@@ -230,10 +265,12 @@ class Checkpoint:
         optimizer:torch.optim.Optimizer, # And its optimizer
         config:TrainConfig,   # Must match a resumed checkpoint
         method:Callable|None=None, # Its memory is kept too if it has `load_state_dict`, and `state_dict()` fit for JSON
+        facts:dict|None=None, # What else to keep, JSON-able, such as which data it is trained on
     ):
         self.file = Path(out)/'checkpoint.safetensors' if out is not None else None
-        self.model, self.optimizer, self.config, self.saved = model, optimizer, config, time.time()
+        self.model, self.optimizer, self.config, self.facts = model, optimizer, config, facts or {}
         self.method = method if hasattr(method, 'load_state_dict') else None
+        self.saved, self.pause = time.monotonic(), 0.0  # when, from the start of `fit`, and how long it took
         self.spent = 0.0  # seconds since the last row, before the start
 
     def hint(self) -> str: # For an error's end: where the last good checkpoint is
@@ -241,7 +278,8 @@ class Checkpoint:
         return f' (the last good checkpoint is in {self.file.parent})' if saved else ''
 
     def due(self) -> bool: # Has it been long enough?
-        return self.file is not None and time.time() - self.saved > 60*self.config.checkpoint_minutes
+        wait = max(60*self.config.checkpoint_minutes, 50*self.pause)
+        return self.file is not None and time.monotonic() - self.saved > wait
 
     def save(self, step:int, history:History, sums:_Sums, spent:float=0.0):
         "Write the checkpoint after `step` steps; FloatingPointError, and no change, if a weight is not finite."
@@ -249,39 +287,35 @@ class Checkpoint:
             raise FloatingPointError(f'{bad[0]} is not finite after step {step}; lower the learning rate '
                                      f'(the checkpoint before it is kept)')
         if self.file is None: return
-        about = {'step': step, 'config': asdict(self.config), 'history': history.rows}
+        began = time.monotonic()
+        about = self.facts | {'step': step, 'config': asdict(self.config), 'history': history.rows}
         about |= {'sums': astuple(sums), 'spent': spent}
         if self.method: about['method'] = self.method.state_dict()
         save_whole(self.file, _pack(self.model, self.optimizer), about)
-        self.saved = time.time()
+        self.saved = time.monotonic()
+        self.pause = self.saved - began
 
-    def start(self, resume:bool) -> tuple[int, History, _Sums]:
-        "Where to begin: step, history and running sums; ValueError for a folder that holds another run."
-        if self.file is None or not self.file.exists(): return 0, History(), _Sums()
-        if not resume:
-            raise ValueError(f'{self.file.parent} holds a run already; go on with resume (--resume), or choose another '
-                             f'folder')
-        tensors, about = load_whole(self.file)
-        _check_same(self.file, about, self.config, self.method)
-        try:
-            _unpack(tensors, self.model, self.optimizer)
-            if self.method: self.method.load_state_dict(about['method'])
-        except (RuntimeError, ValueError, KeyError) as e:
-            raise ValueError(f'the checkpoint in {self.file.parent} belongs to another network or scheme, or another '
-                             f'setting of the method: {str(e).splitlines()[0]}') from e
-        self.spent = about.get('spent', 0.0)
-        return about['step'], History(about['history']), _Sums(*about['sums'])
-
-# %% ../nbs/25_train.ipynb #6b33cf49
-def _check_same(file, about, config, method):
-    "Refuse a checkpoint of another configuration or kind of method (ValueError)."
-    if missing := {'step', 'config', 'history', 'sums'} - about.keys():
-        raise ValueError(f'{file} is no checkpoint: it has no {sorted(missing)[0]}')
-    here, there = json.loads(json.dumps(asdict(config))), about['config']
-    differ = [f'{k}={there.get(k)} there, {here.get(k)} here' for k in {**here, **there} if here.get(k) != there.get(k)]
-    if differ: raise ValueError(f'{file.parent} holds a run with another configuration: {"; ".join(differ)}')
-    if ('method' in about) != (method is not None):
-        raise ValueError(f'the checkpoint in {file.parent} was made by another method')
+# %% ../nbs/25_train.ipynb #3dea3bda
+@patch
+def start(self:Checkpoint, resume:bool) -> tuple[int, History, _Sums]:
+    "Where to begin: step, history and running sums; ValueError for a folder that holds another run."
+    if self.file is None or not self.file.exists(): return 0, History(), _Sums()
+    if not resume:
+        raise ValueError(f'{self.file.parent} holds a run already; go on with resume (--resume), or choose another '
+                         f'folder')
+    tensors, about = load_whole(self.file)
+    longer = _check_same(self.file, about, self.config, self.method)
+    try:
+        _unpack(tensors, self.model, self.optimizer)
+        if self.method:
+            state = about['method']
+            state = self.method.longer(state) if longer and hasattr(self.method, 'longer') else state
+            self.method.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise ValueError(f'the checkpoint in {self.file.parent} belongs to another network or scheme, or another '
+                         f'setting of the method: {str(e).splitlines()[0]}') from e
+    self.spent = about.get('spent', 0.0)
+    return about['step'], History(about['history']), _Sums(*about['sums'])
 
 # %% ../nbs/25_train.ipynb #487b8cea
 class Watcher:
@@ -326,7 +360,6 @@ def progress(
     shown = visible and threading.current_thread() is threading.main_thread()
     return tqdm(total=total, initial=done, desc=desc, disable=not shown, leave=False, mininterval=0.5)
 
-
 # %% ../nbs/25_train.ipynb #5eb7adb0
 def fit(
     model:nn.Module,               # Network to train; quantized, unless for float training
@@ -338,13 +371,14 @@ def fit(
     validate:Callable|None=None,   # `validate(model) -> dict of numbers`, called every `epoch_steps`
     watcher:Watcher|Callable|None=None, # Who looks on; or a function that is called with the history after each row
     desc:str='training',           # What the progress bar says
+    facts:dict|None=None,          # What else the checkpoint should keep, JSON-able
     **functions,                   # Parts of a watcher by themselves: `on_row=`, `on_step=`, `stop=`
 ) -> History:                      # One row per validation
     "Train: seeded, resumable bit for bit; FloatingPointError on a loss that is not finite, `Interrupted` on a stop."
     watcher = _as_watcher(watcher, **functions)
     if any(p.dim() == 4 for p in model.parameters()): model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
-    checkpoint = Checkpoint(out, model, optimizer, config, method)
+    checkpoint = Checkpoint(out, model, optimizer, config, method, facts)
     start, history, sums = checkpoint.start(resume)
     if start < config.steps: batch_at = batch_function(batch_at, config.seed, device=device_of(model))
     frozen = [m for m in model.modules() if not m.training] if model.training else []
@@ -372,7 +406,7 @@ def fit(
                 checkpoint.save(done, history, sums)
                 watcher.on_row(history)
             elif checkpoint.due() or flag['stop']: checkpoint.save(done, history, sums, time.time() - clock)
-            if flag['stop'] and done < config.steps: raise Interrupted(_stopped(done, config, out))
+            if flag['stop'] and done < config.steps: raise Interrupted(_stopped(done, config, out), flag['signal'])
     return history
 
 # %% ../nbs/25_train.ipynb #3beffa26

@@ -7,6 +7,7 @@ __all__ = ['between_widths', 'round_to_target', 'FracBits']
 
 # %% ../../nbs/mixed/02_fracbits.ipynb #2e765660
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -203,3 +204,15 @@ def concerns(self:FracBits) -> list[str]: # Empty where nothing is wrong
     if self.done: return []
     return [f'the widths are still real: they become integers after step {self.hard_at}, '
             f'and {self.steps} steps were trained']
+
+# %% ../../nbs/mixed/02_fracbits.ipynb #2ce00a22
+@patch
+def longer(self:FracBits,
+    state:Mapping, # From `state_dict`, of a shorter training
+) -> dict:         # For `load_state_dict`
+    "A saved state as this, longer, training takes it."
+    there = state['settings'].get('hard_at')
+    if all(r['frozen'] for k in 'wa' for r in state[k].values()):
+        warnings.warn(f'the bitwidths became integers after step {there} and stay; a longer training only trains the '
+                      'weights', stacklevel=2)
+    return {**state, 'settings': {**state['settings'], 'hard_at': self.hard_at}}

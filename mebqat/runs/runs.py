@@ -7,6 +7,7 @@ __all__ = ['RECIPES', 'recipe_of', 'Run', 'train_run', 'open_run']
 
 # %% ../../nbs/runs/10_runs.ipynb #a9682af7
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,13 @@ from ..episodes import Episodes
 from ..fewshot.evaluate import EpisodeScores, sweep_episodes
 from ..files import load_whole, save_whole
 from ..layers import bit_layers
-from .run_folder import claim, weights_file
+from .run_folder import begun, check_data, claim, data_facts, note_change, weights_file, writing
 from .episodes import EpisodeRecipe
 from .images import ImageRecipe
 from .method_table import Setup
 from .specs import RunSpec, stored_spec
 from ..speed import compile_with_progress
-from ..train import History, Watcher, fit
+from ..train import History, Interrupted, Watcher, fit
 
 # %% ../../nbs/runs/10_runs.ipynb #5fb6fd83
 RECIPES = {'images': ImageRecipe, 'episodes': EpisodeRecipe}  # by what a method trains on
@@ -63,8 +64,11 @@ class Run:
         split:str='test',   # `train`, `val` or `test`
         data:str|None=None, # The same data elsewhere; few-shot: or another data set's name
     ) -> Pool:              # In the form that the network takes
-        "Images of a split."
-        return recipe_of(self.spec).pool(split, data, tuple(self.about['input']))
+        "Images of a split; data that were named by a relative path are found from any folder."
+        moved = {k: p for k,p in self.about.get('places', {}).items()
+                 if not Path(getattr(self.spec.inputs, k)).exists() and Path(p).exists()}
+        spec = self.spec.changed(**moved) if moved else self.spec
+        return recipe_of(spec).pool(split, data, tuple(self.about['input']))
 
 # %% ../../nbs/runs/10_runs.ipynb #4cfd1054
 def _check_device(device):
@@ -74,13 +78,28 @@ def _check_device(device):
         raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
 
 
+def _begin(out, spec, resume, change) -> dict:
+    "Take the folder; the record of the run. ValueError where another is, or this one and nobody wants to go on."
+    record = claim(out, spec, resume)
+    if spec.options.trains and not resume and begun(out):
+        raise ValueError(f'{out} holds a run already; go on with resume (--resume), or choose another folder')
+    return note_change(out, record, change) if change else record
+
+
+def _compile(spec, recipe, train, compile, device):
+    "Compile the quantizers, if that was asked for or is worth its seconds."
+    if compile is None: compile = device == 'cpu' and recipe.is_long(train)
+    if compile and spec.options.quantizes: compile_with_progress(spec.scheme().inverse)
+
+# %% ../../nbs/runs/10_runs.ipynb #3e082fc8
 def train_run(
     spec:RunSpec,              # What to train, from `spec_of`
     out:str|Path,              # Run folder
-    resume:bool=False,         # Go on with a run that was stopped?
+    resume:bool=False,         # Go on with a run that was stopped, or with more epochs or steps?
     watcher:Watcher|Callable|None=None, # Who looks on; or a function that is called with the history after each row
     compile:bool|None=None,    # Compile the quantizers first? None does so for long runs on a CPU
     device:str='cpu',          # `cpu`, `cuda` or another torch device
+    changed_data:bool=False,   # Go on although the data are not those of the run?
     **functions,               # Parts of a watcher by themselves: `on_row=`, `on_step=`, `stop=`
 ) -> Run:                      # The trained run
     "Train a run into its folder."
@@ -90,6 +109,8 @@ def train_run(
     out, options, recipe = Path(out), spec.options, recipe_of(spec)
 
     train, val = recipe.pools()
+    facts = data_facts(train)
+    change = check_data(out, facts, changed_data) if resume else None
     feed = recipe.feed(train, device)
     config = recipe.config(feed)
     model = recipe.network(train)
@@ -97,29 +118,39 @@ def train_run(
     method = options.build(Setup(spec, model, config.steps, shape, lambda: recipe.float_network(train)))
     validate = recipe.validator(model, method, train, val)
     model.to(device)
-    claim(out, spec)
 
-    history = History()
-    if options.trains:
-        if compile is None: compile = device == 'cpu' and recipe.is_long(train)
-        if compile and options.quantizes: compile_with_progress(spec.scheme().inverse)
-        label = f'{spec.method} {Path(spec.inputs.data).name}'
-        history = fit(model, method, feed, config, out, resume, validate, watcher, label, **functions)
-
-    model.to('cpu')
-    result = options.finish(spec, model, recipe.example(train), method)
-    about = _about(spec, recipe, model, train, history) | result
-    options.keep(method, out)
-    save_whole(out/'model.safetensors', model.state_dict(), about)
+    with writing(out), _can_go_on(out):
+        record, history = _begin(out, spec, resume, change), History()
+        if options.trains:
+            _compile(spec, recipe, train, compile, device)
+            label = f'{spec.method} {Path(spec.inputs.data).name}'
+            history = fit(model, method, feed, config, out, resume, validate, watcher, label, {'data': facts},
+                          **functions)
+        model.to('cpu')
+        result = options.finish(spec, model, recipe.example(train), method)
+        about = _about(spec, recipe, model, train, history, record) | result
+        options.keep(method, out)
+        save_whole(out/'model.safetensors', model.state_dict(), about)
     return Run(out, spec, model.eval(), history, about)
 
 # %% ../../nbs/runs/10_runs.ipynb #67dbdbb5
-def _about(spec, recipe, model, train, history) -> dict:
+def _about(spec, recipe, model, train, history, record) -> dict:
     "What a weights file says of its network."
+    way = {k: record[k] for k in ('places', 'extended', 'changed data') if record.get(k)}
     signed = {n: m.signed for n,m in bit_layers(model).items()} if spec.options.quantizes else {}
     return {'spec': spec.to_dict(), 'classes': recipe.classes(train), 'input': list(train.images.shape[1:]),
             'signed': signed, 'history': history.rows, 'fingerprint': train.fingerprint(), 'mebqat': __version__,
-            'torch': torch.__version__, 'format': recipe.format, 'version': 2}
+            'torch': torch.__version__, 'format': recipe.format, 'version': 2, **way}
+
+
+@contextmanager
+def _can_go_on(out):
+    "Whoever interrupts a run between its steps is told, too, how to go on."
+    try: yield
+    except Interrupted: raise
+    except KeyboardInterrupt as e:
+        if not (out/'checkpoint.safetensors').exists(): raise
+        raise Interrupted(f'interrupted; go on with resume (--resume) from {out}', getattr(e, 'signum', None)) from None
 
 # %% ../../nbs/runs/10_runs.ipynb #9cc723b9
 _SAYS = ('spec', 'classes', 'input', 'signed', 'history', 'fingerprint', 'mebqat', 'torch')
