@@ -8,10 +8,8 @@ __all__ = ['CORNERS', 'ONE', 'PTQ', 'NETWORKS', 'run_demo', 'run_few_shot_demo']
 # %% ../nbs/92_demo.ipynb #0d5303cc
 from pathlib import Path
 
-from rich.console import Console
-
 from .bits import Bits, BitSpace
-from .console import PLAIN, a_table, err, percent, print_table
+from .console import Plain, a_table, err, percent, print_table
 from .results import keep_answer, own_folder
 from .runs import spec_of
 
@@ -71,7 +69,7 @@ def _report(out, predictions, runs, seconds, epochs):
     "The demo's table on the terminal, its page and its files."
     from mebqat.figures.predictions import save_explorations
     surfaces = {k: e.surface for k,e in predictions.items()}
-    console, one = Console(**PLAIN), surfaces[ONE]
+    console, one = Plain(), surfaces[ONE]
     print_table(one, f'MEBQAT: one network, accuracy in % on {one.meta["images"]} test digits', console)
     rows = _corners(surfaces)
     corners = a_table(*rows[0], title='At the corners, %', title_justify='left')
@@ -150,7 +148,7 @@ def _few_report(out, runs, scores, curve, seconds):
     rows = [{'bits': str(b)} | {k: percent(s.at(b)) for k,s in surfaces.items()} for b in surfaces[NETWORKS['pn']]]
     table = a_table(*rows[0], title=title, title_justify='left')
     for r in rows: table.add_row(*r.values())
-    Console(**PLAIN).print(table)
+    Plain().print(table)
     _few_page(out/'fewshot.html', runs, scores, surfaces, curve, rows, seconds)
     err.print(f'training took {seconds:.0f} s; open {out/"fewshot.html"} in a browser (no network needed)')
 

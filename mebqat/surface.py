@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLORBAR', 'ACCURACY', 'SURFACE', 'wilson', 'mean_interval', 'Point', 'check_point', 'label', 'widths', 'table',
-           'costs', 'undominated', 'pareto', 'best', 'si', 'describe_point', 'ink', 'heatmap', 'relief', 'bits_axis',
-           'name_figure', 'scene', 'toggle', 'draw_surface', 'dumps', 'loads', 'Measurements', 'Surface']
+           'costs', 'undominated', 'pareto', 'quantity', 'best', 'si', 'describe_point', 'ink', 'heatmap', 'relief',
+           'bits_axis', 'name_figure', 'scene', 'toggle', 'draw_surface', 'dumps', 'loads', 'Measurements', 'Surface']
 
 # %% ../nbs/10_surface.ipynb #aa8dd22d
-import json, math
+import json, math, re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from html import escape
@@ -140,14 +140,28 @@ def pareto(
     c = costs(points, cost)
     return undominated(sorted(c), lambda b: points[b].accuracy, lambda b: (c[b],))[::-1]
 
+# %% ../nbs/10_surface.ipynb #07b27156
+def quantity(
+    text:str,    # Such as `100kB`, `0.4G` or `4e8`
+    unit:str='', # `B` or `BitOPs`; it may be left out
+) -> float:      # The number; ValueError quotes anything else
+    "Read a count with a prefix: k, M, G or T, in thousands."
+    number, prefix = r'(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)', r'([kMGT]?)'
+    m = re.fullmatch(rf'{number}\s*{prefix}(?:{unit})?', text.strip(), re.I)
+    if not m:
+        raise ValueError(f'write an amount as 100k{unit}, 0.4G{unit} or a plain number, not {text!r}')
+    return float(m[1])*{'': 1, 'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}[m[2].lower()]
+
 # %% ../nbs/10_surface.ipynb #1f401078
 def best(
-    points:Mapping[Bits, Point],  # Measurements by pair
-    max_bytes:float|None=None,    # Storage allowed
-    max_bitops:float|None=None,   # Bit operations allowed
-) -> Bits:                        # The most accurate pair allowed; of equals, the cheapest
+    points:Mapping[Bits, Point],      # Measurements by pair
+    max_bytes:float|str|None=None,    # Storage allowed, such as `100kB`
+    max_bitops:float|str|None=None,   # Bit operations allowed, such as `0.4G`
+) -> Bits:                            # The most accurate pair allowed; of equals, the cheapest
     "Choose a pair under a budget (ValueError when none fits)."
-    limits = {k: v for k,v in (('bytes', max_bytes), ('bitops', max_bitops)) if v is not None}
+    read = lambda v, unit: quantity(v, unit) if isinstance(v, str) else v
+    given = {'bytes': read(max_bytes, 'B'), 'bitops': read(max_bitops, 'BitOPs')}
+    limits = {k: v for k,v in given.items() if v is not None}
     known = {k: costs(points, k) for k in limits}
     fits = [b for b in points if all(known[k].get(b, math.inf) <= v for k,v in limits.items())]
     if not fits:
@@ -372,9 +386,9 @@ class Surface(Measurements):
         return pareto(self.points, cost)
 
     def best(self,
-        max_bytes:float|None=None,  # Storage allowed
-        max_bitops:float|None=None, # Bit operations allowed
-    ) -> Bits:                      # The most accurate pair allowed; of equals, the cheapest
+        max_bytes:float|str|None=None,  # Storage allowed, such as `100kB`
+        max_bitops:float|str|None=None, # Bit operations allowed, such as `0.4G`
+    ) -> Bits:                          # The most accurate pair allowed; of equals, the cheapest
         "Choose a pair under a budget (ValueError when none fits)."
         return best(self.points, max_bytes, max_bitops)
 

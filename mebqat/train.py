@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .files import load_whole, save_whole
+from .files import load_whole, printable, save_whole
 from .inputs import device_of, pair_of, pool_of
 from .seeds import generator_for, seed_for
 
@@ -358,7 +358,10 @@ def progress(
     "A progress bar for a terminal or a notebook; a training in the background has none."
     visible = sys.stderr.isatty() or ('ipykernel' in sys.modules and 'IN_TEST' not in os.environ)
     shown = visible and threading.current_thread() is threading.main_thread()
-    return tqdm(total=total, initial=done, desc=desc, disable=not shown, leave=False, mininterval=0.5)
+    plain = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]'  # numbers stand in rows above it
+    looks = {'bar_format': plain, 'dynamic_ncols': True} if sys.stderr.isatty() else {}
+    return tqdm(total=total, initial=done, desc=printable(desc), disable=not shown, leave=False, mininterval=0.5,
+                **looks)
 
 # %% ../nbs/25_train.ipynb #5eb7adb0
 def fit(

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..bits import FULL, Bits, Policy
-from ..surface import si, widths
+from ..surface import quantity, si, widths
 
 # %% ../../nbs/mixed/04_space.ipynb #e41bf921
 @dataclass(frozen=True)
@@ -253,10 +253,12 @@ def record(self:SearchSpace) -> dict: # JSON-able
 @dataclass(frozen=True)
 class Budget:
     "What a policy may cost."
-    max_bytes: float|None = None   # Storage of the weights
-    max_bitops: float|None = None  # Bit operations of one forward pass
+    max_bytes: float|None = None   # Storage of the weights; text such as `100kB` is read
+    max_bitops: float|None = None  # Bit operations of one forward pass; likewise, such as `0.4G`
 
     def __post_init__(self):
+        for k,unit in (('max_bytes', 'B'), ('max_bitops', 'BitOPs')):
+            if isinstance(getattr(self, k), str): object.__setattr__(self, k, quantity(getattr(self, k), unit))
         if self.max_bytes is None and self.max_bitops is None:
             raise ValueError('a budget needs max_bytes, max_bitops or both')
         for k,v in asdict(self).items():

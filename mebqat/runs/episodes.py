@@ -41,23 +41,25 @@ class EpisodeRecipe:
         data:str,         # Another data set's name, or a folder or zip of image folders
         split:str='test', # `train`, `val` or `test`, by seed
         shape=None,       # Channels, height and width that the network takes; None keeps the data's own
+        download:bool=False, # Fetch it when absent?
     ) -> Pool:            # Images of that split's classes
         "Another data set in the form of the run's."
         inputs = self.spec.inputs
         form = dict(size=shape[-1], gray=shape[0] == 1) if shape else dict(size=inputs.size)
-        pool = load(data, split, by='classes', n_classes=inputs.glyph_classes, **form)
+        pool = load(data, split, by='classes', n_classes=inputs.glyph_classes, download=download, **form)
         if not few_shot_name(inputs.data): return pool
         return replace(pool, mean=(0.,)*pool.images.shape[1], std=(1.,)*pool.images.shape[1])
 
-    def pool(self, split:str='test', data:str|None=None, shape=None) -> Pool:
+    def pool(self, split:str='test', data:str|None=None, shape=None, download:bool=False) -> Pool:
         "Images of a split's classes; of the run's data, the same elsewhere, or another set in the same form."
         inputs = self.spec.inputs
-        if not (data in (None, inputs.data) or Path(data).exists()): return self.other_pool(data, split, shape)
+        if not (data in (None, inputs.data) or Path(data).exists()):
+            return self.other_pool(data, split, shape, download)
         file = inputs.split_file
         there = Path(os.environ.get('MEBQAT_DATA', '.'))/file
         if file and not Path(file).is_file() and there.is_file(): file = str(there)
         return load(data or inputs.data, split, size=inputs.size, by='classes', split_file=file or None,
-                    n_classes=inputs.glyph_classes)
+                    n_classes=inputs.glyph_classes, download=download)
 
     def pools(self) -> tuple[Pool, Pool]:
         "Classes for training and validation."
@@ -173,7 +175,43 @@ def config(self:EpisodeRecipe, feed:Episodes) -> TrainConfig:
     return TrainConfig(t.steps, t.lr, t.optimizer, t.weight_decay, warmup=min(100, t.steps//10), seed=t.seed,
                        epoch_steps=max(1, t.steps//10))
 
+# %% ../../nbs/runs/09_episodes.ipynb #6342649d
+@patch
+def settled(self:EpisodeRecipe, train:Pool) -> 'EpisodeRecipe': return self  # nothing is left to the images
+
+
+@patch
+def plan(self:EpisodeRecipe, train:Pool, config:TrainConfig) -> str:
+    "What the run will do, in a line."
+    inputs, per_step = self.spec.inputs, self.spec.options.episodes_a_step(self.spec.training.n_tasks)
+    return (f'{train.name}: {len(train):,} images of {len(train.classes):,} training classes; {config.steps:,} steps '
+            f'of {per_step} {"episode" if per_step == 1 else "episodes"}, {inputs.n_way}-way {inputs.k_shot}-shot with '
+            f'{inputs.n_query} queries a class')
+
+
+@patch
+def advice(self:EpisodeRecipe, train:Pool, config:TrainConfig) -> str:
+    "What gives a run more steps."
+    return f'train longer, such as steps={max(1000, 2*config.steps)}'
+
+
+@patch
+def guessing(self:EpisodeRecipe, val:Pool) -> tuple[int, int]:
+    "Classes to choose from, and how many choices a validation accuracy stands for."
+    ways = self._ways(val)
+    return ways, _VALIDATION_EPISODES*ways*self.spec.inputs.n_query
+
+
+@patch
+def _ways(self:EpisodeRecipe, val:Pool) -> int:
+    "Classes of a validation episode."
+    ways = self.spec.options.ways(self.spec.inputs.n_way)
+    return ways if self.spec.options.inner_loop else min(ways, len(val.classes))
+
 # %% ../../nbs/runs/09_episodes.ipynb #e3b17f69
+_VALIDATION_EPISODES = 20
+
+
 @patch
 def validator(self:EpisodeRecipe, model:nn.Module, method:Callable, train:Pool, val:Pool) -> Callable:
     "A function from the model to validation accuracies at a few pairs; ValueError for what cannot be."
@@ -181,13 +219,11 @@ def validator(self:EpisodeRecipe, model:nn.Module, method:Callable, train:Pool, 
     method.learner.check(model)
     for bits in (*method.fixed, *space):
         with use_bits(model, bits): pass
-    ways = spec.options.ways(spec.inputs.n_way)
-    ways = ways if spec.options.inner_loop else min(ways, len(val.classes))
-    episodes = Episodes(val, ways, spec.inputs.k_shot, spec.inputs.n_query, seed_for(spec.training.seed, 'val'))
+    episodes = Episodes(val, self._ways(val), spec.inputs.k_shot, spec.inputs.n_query, seed_for(spec.training.seed, 'val'))
     common = [b for b in BitSpace.parse('W2A2 W4A4 FP') if b in space]
     few = BitSpace(common or space.pairs[:1])
     def validate(model):
-        scores = sweep_episodes(model, spec.options.learner(), episodes, few, 20)
+        scores = sweep_episodes(model, spec.options.learner(), episodes, few, _VALIDATION_EPISODES)
         return {f'val {b}': float(v.mean()) for b,v in scores.accuracy.items()}
     return validate
 

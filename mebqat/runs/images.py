@@ -37,10 +37,10 @@ class ImageRecipe:
     spec: RunSpec                            # What decides it
     format: ClassVar[str] = 'mebqat-weights' # What its weights file says it is
 
-    def pool(self, split:str='test', data:str|None=None, shape=None) -> Pool:
-        "A split of the run's data, or of `data`, the same set elsewhere."
+    def pool(self, split:str='test', data:str|None=None, shape=None, download:bool=False) -> Pool:
+        "A split of the run's data, or of `data`, the same set elsewhere; fetched if it may be."
         inputs = self.spec.inputs
-        return load(data or inputs.data, split, size=inputs.size, val=inputs.val)
+        return load(data or inputs.data, split, size=inputs.size, val=inputs.val, download=download)
 
     def pools(self) -> tuple[Pool, Pool]:
         "Images for training and validation (ValueError if they show different classes)."
@@ -130,7 +130,7 @@ def rebuild(self:ImageRecipe, about:dict, tensors:dict) -> nn.Module:
 def feed(self:ImageRecipe, train:Pool, device:str='cpu') -> Batches:
     "Batches of the training images."
     edit = augment if self.spec.inputs.augment else None
-    return Batches(train, self.spec.training.batch_size, self.spec.training.seed, edit, device)
+    return Batches(train, self.spec.training.batch_of(len(train)), self.spec.training.seed, edit, device)
 
 
 @patch
@@ -140,6 +140,35 @@ def config(self:ImageRecipe, feed:Batches) -> TrainConfig:
     steps = max(1, round(t.epochs*feed.per_epoch))
     return TrainConfig(steps, t.lr, t.optimizer, t.weight_decay, warmup=min(100, steps//10), seed=t.seed,
                        epoch_steps=min(steps, feed.per_epoch))
+
+
+@patch
+def settled(self:ImageRecipe, train:Pool) -> 'ImageRecipe':
+    "The same with everything that its images decide: the batch size, as its file will have it."
+    return ImageRecipe(self.spec.changed(batch_size=self.spec.training.batch_of(len(train))))
+
+
+@patch
+def plan(self:ImageRecipe, train:Pool, config:TrainConfig) -> str:
+    "What the run will do, in a line."
+    batch = self.spec.training.batch_of(len(train))
+    return (f'{train.name}: {len(train):,} training images of {len(train.classes):,} classes in batches of {batch}: '
+            f'{len(train)//batch:,} steps a pass, {config.steps:,} in all')
+
+
+@patch
+def advice(self:ImageRecipe, train:Pool, config:TrainConfig) -> str:
+    "What gives a run more steps: two hundred, or twice those it has; in smaller batches, where they are not small."
+    batch = self.spec.training.batch_of(len(train))
+    epochs = -(-max(200, 2*config.steps)//(len(train)//batch))
+    smaller = f', or take smaller batches, such as batch_size={batch//2}' if batch > 8 else ''
+    return f'train longer, such as epochs={epochs}{smaller}'
+
+
+@patch
+def guessing(self:ImageRecipe, val:Pool) -> tuple[int, int]:
+    "Classes to choose from, and how many choices a validation accuracy stands for."
+    return len(val.classes), min(len(val), 1000)
 
 
 @patch

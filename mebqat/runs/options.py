@@ -37,6 +37,10 @@ class Concern:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f'{name} must be {least} or more, got {value!r}')
 
+    def check_given(self, name:str):
+        "Refuse an empty text."
+        if not str(getattr(self, name)).strip(): raise ValueError(f'{name}= is empty; leave it out, or give a value')
+
     def check_one_of(self, name:str, *words:str):
         "Refuse another word."
         value = getattr(self, name)
@@ -58,7 +62,9 @@ class ImageInputs(Concern):
     val: int|None = option(None, 'Validation images', 'a tenth')
     augment: bool = option(False, 'Random crops and mirror images')
 
-    def __post_init__(self): self.check_least(1, 'size')
+    def __post_init__(self):
+        self.check_given('data')
+        self.check_least(1, 'size')
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class EpisodeInputs(Concern):
     jitter: float = option(0.0, 'Strength of random affine maps of training images; 1 is 10 degrees, 15 %, 2 pixels')
 
     def __post_init__(self):
+        self.check_given('data')
         self.check_least(1, 'size', 'glyph_classes')
         if not 0 <= self.jitter <= 3:
             raise ValueError(f'jitter must be 0 to 3, got {self.jitter}')
@@ -153,7 +160,7 @@ class ImageTraining(Concern):
     "Passes over images."
     panel: ClassVar[str] = 'Training'
     epochs: float = option(10, 'Passes over the training images')
-    batch_size: int = option(64, 'Images a step')
+    batch_size: int|None = option(None, 'Images a step', '64, or an eighth of the images if that is fewer')
     lr: float = option(0.05, 'Peak learning rate')
     optimizer: str = option('sgd', 'sgd, adam or adamw')
     weight_decay: float = option(5e-4, 'On weight tensors')
@@ -162,6 +169,10 @@ class ImageTraining(Concern):
     def __post_init__(self):
         if not 0 < self.epochs < float('inf'):
             raise ValueError(f'epochs must be positive, got {self.epochs}')
+
+    def batch_of(self, n:int) -> int:
+        "Images a step of a run over `n` of them: as named, or 64, or fewer so that a pass has eight steps."
+        return self.batch_size if self.batch_size is not None else max(min(2, n), min(64, n//8))
 
 
 @dataclass(frozen=True)
@@ -206,12 +217,15 @@ def as_flags(
     names,    # Options of the command that was run
     quoted=(), # Text that was typed, which stays as it is
 ) -> str:     # The same error, for whoever typed the command
-    "Say `--size` where the library says `size=` or `size must be`."
+    "Say `--size` where the library says `size=` or `size must be`, `--resume` for `resume=True`."
     for typed in quoted:
         before, there, after = text.partition(typed) if typed else (text, '', '')
         if there: return as_flags(before, names, quoted) + typed + as_flags(after, names, quoted)
     known = '|'.join(sorted(map(re.escape, names), key=len, reverse=True))
     if not known: return text
+    text = re.sub(rf'(?<![\w.\-])({known}) \((--[\w-]+)\)', lambda m: flag(m[1]) if flag(m[1]) == m[2] else m[0], text)
+    text = re.sub(rf'(?<![\w.\-])({known})=True\b', lambda m: flag(m[1]), text)
+    text = re.sub(rf'(?<![\w.\-])({known})=False\b', lambda m: flag('no_' + m[1]), text)
     text = re.sub(rf'(?<![\w.\-])({known})=(?=[,;:. )]|$)', lambda m: flag(m[1]), text)
     text = re.sub(rf'(?<![\w.\-])({known})=', lambda m: flag(m[1]) + ' ', text)
     return re.sub(rf'(?<![\w.\-])({known})(?= (must|needs|is for|is not an option)\b)', lambda m: flag(m[1]), text)
