@@ -157,6 +157,7 @@ def surface(
              'pair; few-shot: W2A2 W2A8 W8A3 W4A4 W8A8 FP')] = '',
     data: Data = None,
     download: Download = False,
+    changed_data: ChangedData = False,
     split: Annotated[str, typer.Option(help='train, val or test')] = 'test',
     out: Out = None,
     episodes: _few(int, 'How many episodes (default: 600)') = None,
@@ -173,12 +174,12 @@ def surface(
     "Measure a run."
     given = dict(episodes=episodes, n_way=n_way, k_shot=k_shot, n_query=n_query, inner_steps=inner_steps,
                  episode_seed=episode_seed, against=against)
-    with clear_errors('threads', 'download', *given):
+    with clear_errors('threads', 'download', 'changed_data', *given):
         from mebqat.runs import open_run
         from mebqat.runs.surfaces import surface_of_run
         opened, folder = open_run(run), results_folder(run, out)
         if download: opened.pool(split, data, download=True)
-        request = surface_of_run(opened, bits, split, data, **{k: v for k,v in given.items() if v is not None})
+        request = surface_of_run(opened, bits, split, data, changed_data, **{k: v for k,v in given.items() if v is not None})
         tune(threads, compile)
         report = request.measure(folder)
         report.save(folder)
@@ -220,13 +221,14 @@ def search(
     fitness_images: Annotated[Optional[int], typer.Option(help='Validation images to score on (default: all)')] = None,
     data: Data = None,
     download: Download = False,
+    changed_data: ChangedData = False,
     out: Out = None,
     resume: Annotated[bool, typer.Option(help='Go on with an interrupted search')] = False,
     threads: Threads = 0,
     json_: AsJson = False,
 ):
     "Find a policy."
-    with clear_errors('threads', 'download', 'widths', 'population', 'generations', 'by', 'fitness_images'):
+    with clear_errors('threads', 'download', 'changed_data', 'widths', 'population', 'generations', 'by', 'fitness_images'):
         from mebqat.mixed.space import Budget
         from mebqat.runs import open_run
         from mebqat.runs import search as searching
@@ -239,7 +241,7 @@ def search(
         if download: opened.pool('val', data, download=True)
         pool = searching.held_out(opened, fitness_images, data)
         tune(threads)
-        found = searching.search_run(opened, space, budget, folder, method, pool, resume, data, by, _generation(by),
+        found = searching.search_run(opened, space, budget, folder, method, pool, resume, data, by, changed_data, _generation(by),
                                      **settings)
         searching.keep_found(found, folder)
         _tell_found(found, folder, json_)

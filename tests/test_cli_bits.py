@@ -392,10 +392,13 @@ def test_a_policy_takes_the_place_of_bits(runs, found, tmp_path):
 
 # Files and help
 
-@pytest.mark.parametrize('text', ['', '{}', '{"format": "mebqat-trajectory", "version": 2}', '{"format": "mebqat-trajectory", "version": 1, "columns": ["a"], "rows": [[1, 2]]}', '[]'])
-def test_damaged_trajectories_are_refused(tmp_path, text):
+@pytest.mark.parametrize('text, word', [
+    ('', 'not JSON'), ('{}', 'holds no trajectory'), ('{"format": "mebqat-trajectory", "version": 3}', 'version 3'),
+    ('{"format": "mebqat-trajectory", "version": 1}', "no 'columns'"), ('{"format": "mebqat-trajectory", "version": 1, "columns": ["a"], "rows": [[{}]]}', r'rows\[0\]'),
+    ('{"format": "mebqat-trajectory", "version": 1, "columns": ["a"], "rows": [[1, 2]]}', 'damaged'), ('[]', 'not a JSON object'), ('['*100_000, 'not JSON')])
+def test_damaged_trajectories_are_refused(tmp_path, text, word):
     (tmp_path/'trajectory.json').write_text(text)
-    with pytest.raises(ValueError, match='trajectory.json is no trajectory'): policies.trajectory(tmp_path)
+    with pytest.raises(ValueError, match=f'trajectory.json: .*{word}'): policies.trajectory(tmp_path)
 
 
 def test_a_folder_of_an_older_version_is_still_this_run(runs):

@@ -211,7 +211,7 @@ def test_files_of_another_kind_version_or_state(seen, tmp_path):
     path = save_explorations(tmp_path/'x.safetensors', {'a': seen})
     tensors, about = load_whole(path)
     part = about['explorations'][0]
-    broken = [(tensors, {'version': 2}, 'format 2 of mebqat'), (tensors, {'format': 'mebqat-weights'}, "holds no explorations but 'mebqat-weights'"), (tensors, {'classes': ['0']}, 'damaged'),
+    broken = [(tensors, {'version': 2}, 'version 2, and this mebqat reads 1'), (tensors, {'format': 'mebqat-weights'}, "holds no exploration but 'mebqat-weights'"), (tensors, {'classes': ['0']}, 'damaged'),
               (tensors, {'explorations': [part, part]}, 'damaged'), (tensors, {'explorations': [part | {'surface': '{}'}]}, 'damaged'), (tensors, {'explorations': [part | {'costs': {}}]}, 'damaged'),
               (tensors, {'explorations': 3}, 'damaged'), ({k: v for k,v in tensors.items() if k != 'images'}, {}, 'damaged'), (tensors | {'0.answers': tensors['0.answers'][:2]}, {}, 'damaged'),
               (tensors | {'0.answers': tensors['0.answers'].flip(1)}, {}, 'damaged'), (tensors | {'labels': tensors['labels'].float()}, {}, 'damaged')]
@@ -241,7 +241,7 @@ def test_the_shipped_networks(digits):
 def test_surface_keeps_the_answers(tmp_path):
     done = subprocess.run([sys.executable, '-m', 'mebqat.cli', 'surface', 'digits_mebqat', '--bits', 'W2A2 FP', '--out', 'here'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path/'here')) == ['exploration.safetensors', 'surface.html', 'surface.json']
+    assert sorted(os.listdir(tmp_path/'here')) == ['.mebqat', 'exploration.safetensors', 'surface.html', 'surface.json', 'surfaces']
     (name, e), = load_explorations(tmp_path/'here'/'exploration.safetensors').items()
     assert name == 'mebqat' and e.surface == Surface.load(tmp_path/'here'/'surface.json') and len(e) == 540
     assert e.at(Bits(2, 2)).accuracy == pytest.approx(load_explorations(shipped('digits_exploration.safetensors'))['MEBQAT'].at(Bits(2, 2)).accuracy, abs=.01)

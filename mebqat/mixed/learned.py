@@ -80,7 +80,7 @@ def rows_follow(
         grad[rest] = grad[[table.row(n) for n in used]].sum(0)
 
 # %% ../../nbs/mixed/00_learned.ipynb #4435d90e
-TRAJECTORY = Kind('mebqat-trajectory', 2, {'columns': [str], 'rows': [[float|None]]},
+TRAJECTORY = Kind('mebqat-trajectory', 2, {'columns': [str], 'rows': [[float|str|None]]},
                   'make one with: mebqat adaqat --out RUN', older=(1,))
 
 

@@ -23,7 +23,7 @@ from ..episodes import Episodes
 from ..fewshot.evaluate import EpisodeScores, sweep_episodes
 from ..files import load_whole, save_whole
 from ..layers import bit_layers
-from .run_folder import begun, check_data, claim, data_facts, note_change, weights_file, writing
+from .run_folder import begun, check_data, claim, data_facts, note_change, weights_file, what_differs, writing
 from .episodes import EpisodeRecipe
 from .images import ImageRecipe
 from .method_table import Setup
@@ -172,7 +172,7 @@ def train_run(
                           **functions)
         model.to('cpu')
         result = options.finish(spec, model, recipe.example(train), method)
-        about = _about(spec, recipe, model, train, history, record) | result
+        about = _about(spec, recipe, model, train, history, record) | {'data': facts} | result
         options.keep(method, out)
         save_whole(out/'model.safetensors', model.state_dict(), about)
     doubts = _doubts(recipe, train, val, config, history.rows[-1]) if options.trains else ()
@@ -235,6 +235,26 @@ def open_run(
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
         raise ValueError(f'{file} does not describe a network of this version: {str(e).splitlines()[0]}') from e
     return Run(Path(path), spec, model.to(memory_format=torch.channels_last).eval(), history, about)
+
+# %% ../../nbs/runs/10_runs.ipynb #8f04d401
+@patch
+def check_data(self:Run,
+    pool:Pool,               # Images of the run's data as they are now, of any split
+    data:str|None=None,      # Where they are from, as `pool` was asked
+    changed_data:bool=False, # Measure all the same?
+):
+    "Refuse data that are not those the run was trained on (ValueError says what differs)."
+    there = self.about.get('data')
+    if there is None: there = {'fingerprint': self.about['fingerprint'], 'classes': self.about['classes']}
+    elif there.get('source') and there['source'] == getattr(pool, 'data', ''): return
+    if isinstance(there['classes'], int): return  # a few-shot run of before data were known by their contents
+    here = data_facts(pool if pool.split == 'train' else self.pool('train', data))
+    differs = what_differs({'images': here['images']} | there, here)
+    if not differs: return
+    if not changed_data:
+        raise ValueError(f'the data are not those that {self.path} was trained on: {differs}; training images may be '
+                         'among those it is measured on. To go on all the same, say changed_data (--changed-data)')
+    warnings.warn(f'measured on other data than {self.path} was trained on: {differs}', stacklevel=2)
 
 # %% ../../nbs/runs/10_runs.ipynb #18cc79ac
 @patch

@@ -230,12 +230,14 @@ def search_run(
     resume:bool=False,      # Go on with an interrupted search?
     data:str|None=None,     # The same data elsewhere
     by:str='accuracy',      # What policies are scored by: `accuracy` or `likelihood`, see `fitness`
+    changed_data:bool=False, # Search although the data are not those of the run?
     on_generation:Callable|None=None, # `on_generation(result)`: the genetic search so far
     **settings,             # From `settings_of`
 ) -> Found:                 # Policy, uniform line, test accuracy of both
     "Search, then measure once on test images; what can be refused is refused before any policy is scored."
     budget.check(space)
     pool, train, test = pool or held_out(run, None, data), run.pool('train', data), run.pool('test', data)
+    run.check_data(train, data, changed_data)
     meta = protocol_of(run, pool) | ({'by': by} if by != 'accuracy' else {})
     what = asdict(budget), meta, space.record()
     file = file_of(folder, method, settings, *what)

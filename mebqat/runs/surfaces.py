@@ -141,6 +141,7 @@ class ImageSurface:
     bits: str = ''        # Pairs, such as "W2A2 W4A4"; '' for `usual_space`
     split: str = 'test'   # `train`, `val` or `test`
     data: str|None = None # The same data elsewhere
+    changed_data: bool = False # Measure although the data are not those of the run?
     space: BitSpace = field(init=False)
 
     def __post_init__(self):
@@ -155,6 +156,7 @@ class ImageSurface:
         "Every pair on the same images, and the run's own policy if it has one."
         run, spec = self.run, self.run.spec
         images, train = run.pool(self.split, self.data), run.pool('train', self.data)
+        run.check_data(train, self.data, self.changed_data)
         about = {'method': spec.method, 'bits': getattr(spec.options, 'bits', '') or str(run.setting or ''),
                  'seed': spec.training.seed, 'epochs': spec.training.epochs, 'model': spec.network.model}
         note = ''
@@ -198,6 +200,7 @@ class EpisodeSurface:
     inner_steps: int|None = None   # Of a run with an inner loop; None takes the run's
     episode_seed: int = 0          # Decides the episodes
     against: Path|None = None      # A run measured on the same episodes
+    changed_data: bool = False     # Measure although the data are not those of the run?
 
     def __post_init__(self):
         for name, least in (('episodes', 1), ('n_way', 2), ('k_shot', 1), ('n_query', 1), ('inner_steps', 0)):
@@ -205,6 +208,8 @@ class EpisodeSurface:
             if value is not None and value < least:
                 raise ValueError(f'{name} must be {least} or more, got {value}')
         options, drawn = self.run.spec.options, self._episodes()
+        another = self.data not in (None, self.run.spec.inputs.data) and not Path(self.data).exists()
+        if not another: self.run.check_data(drawn.pool, self.data, self.changed_data)
         if self.inner_steps is not None and not options.inner_loop:
             raise ValueError(f'inner_steps= is for MAML runs; {self.run.path} is a {self.run.spec.method} run, '
                              'which has no inner loop')
@@ -256,10 +261,11 @@ def surface_of_run(
     bits:str='',     # Pairs, such as "W2A2 W4A4"; '' for `usual_space`
     split:str='test', # `train`, `val` or `test`
     data:str|None=None, # The same data elsewhere
+    changed_data:bool=False, # Measure although the data are not those of the run?
     **episodes,      # Few-shot: the other fields of `EpisodeSurface`
 ) -> ImageSurface|EpisodeSurface: # A request that can be measured
     "Write down what to measure; ValueError where it cannot be."
-    if run.spec.trains_on == 'episodes': return EpisodeSurface(run, bits, split, data, **episodes)
+    if run.spec.trains_on == 'episodes': return EpisodeSurface(run, bits, split, data, changed_data=changed_data, **episodes)
     for name in episodes:
         raise ValueError(f'{name}= is for few-shot runs; {run.path} is a {run.spec.method} run')
-    return ImageSurface(run, bits, split, data)
+    return ImageSurface(run, bits, split, data, changed_data)
