@@ -23,7 +23,8 @@ from ..episodes import Episodes
 from ..fewshot.evaluate import EpisodeScores, sweep_episodes
 from ..files import load_whole, save_whole
 from ..layers import bit_layers
-from .run_folder import begun, check_data, claim, data_facts, note_change, weights_file, what_differs, writing
+from .run_folder import (
+    begun, check_data, claim, data_facts, may_claim, note_change, was_written, weights_file, what_differs, writing)
 from .episodes import EpisodeRecipe
 from .images import ImageRecipe
 from .method_table import Setup
@@ -118,12 +119,11 @@ def _check_device(device):
         raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
 
 
-def _begin(out, spec, resume, change) -> dict:
-    "Take the folder; the record of the run. ValueError where another is, or this one and nobody wants to go on."
-    record = claim(out, spec, resume)
+def _may_begin(out, spec, resume):
+    "Refuse a folder that is another run's, or this one's if nobody wants to go on (ValueError)."
+    may_claim(out, spec, resume)
     if spec.options.trains and not resume and begun(out):
         raise ValueError(f'{out} holds a run already; go on with resume (--resume), or choose another folder')
-    return note_change(out, record, change) if change else record
 
 
 def _compile(spec, recipe, train, compile, device):
@@ -131,7 +131,7 @@ def _compile(spec, recipe, train, compile, device):
     if compile is None: compile = device == 'cpu' and recipe.is_long(train)
     if compile and spec.options.quantizes: compile_with_progress(spec.scheme().inverse)
 
-# %% ../../nbs/runs/10_runs.ipynb #3e082fc8
+# %% ../../nbs/runs/10_runs.ipynb #3e59a216
 def train_run(
     spec:RunSpec,              # What to train, from `spec_of`
     out:str|Path,              # Run folder
@@ -162,8 +162,11 @@ def train_run(
     validate = recipe.validator(model, method, train, val)
     model.to(device)
 
+    if not was_written(out): _may_begin(out, spec, resume)  # before the first file of ours is in a folder of others
     with writing(out), _can_go_on(out):
-        record, history = _begin(out, spec, resume, change), History()
+        _may_begin(out, spec, resume)
+        record, history = claim(out, spec, resume), History()
+        if change: record = note_change(out, record, change)
         if options.trains:
             _announce(recipe, train, config, on_plan)
             _compile(spec, recipe, train, compile, device)
