@@ -19,7 +19,7 @@ from sphinx.cmd.build import main as sphinx  # noqa: E402
 import bake  # noqa: E402
 import reference  # noqa: E402
 import results  # noqa: E402
-from mebqat.figures.html import KEYS, theme  # noqa: E402
+from mebqat.figures.html import CONFIG, KEYS, theme  # noqa: E402
 from notebooks import linked, notebook_page, title  # noqa: E402
 
 GROUPS = {'Lessons': 'course', 'Notebooks: core': '', 'Notebooks: few-shot learning': 'fewshot', 'Notebooks: bits that differ by layer': 'mixed',
@@ -47,7 +47,7 @@ def lay_out(source):
     static.mkdir(parents=True, exist_ok=True)
     put('_static/plotly.min.js', get_plotlyjs())
     colors = {'light': theme('plotly_white', '#ffffff', '#d8dee4'), 'dark': theme('plotly_dark', '#131416', '#39414a')}
-    put('_static/themes.js', f'const themes = {json.dumps(colors)};\n{KEYS}')
+    put('_static/themes.js', f'const themes = {json.dumps(colors)};\n{CONFIG}{KEYS}')
     for f in (HERE/'_static').iterdir(): put(f'_static/{f.name}', f.read_text(encoding='utf-8'))
     raw = {k: f'```{{raw}} html\n{v}\n```' for k,v in results.parts().items()}
     baked = bake.sections(static)

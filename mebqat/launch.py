@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOUR', 'START', 'SOURCES', 'needs', 'notebooks', 'copy_names', 'start_page', 'copy_notebooks', 'lab_command',
-           'explorable', 'explorations_of', 'free_port', 'app_folder', 'serve']
+           'explorable', 'explorations_of', 'free_port', 'app_environment', 'app_folder', 'serve']
 
 # %% ../nbs/90_launch.ipynb #ab17e3ff
 import json
@@ -158,6 +158,30 @@ def free_port(
             raise OSError(f'port {port} cannot be used ({e.strerror}); choose another with --port') from None
         return s.getsockname()[1]
 
+# %% ../nbs/90_launch.ipynb #c60759b4
+_TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
+{%- block notebook_css -%}
+{%- for line in super().splitlines() if 'href="http' not in line %}
+{{ line | safe }}
+{%- endfor %}
+{%- endblock notebook_css -%}
+"""
+
+
+def _write_template(folder):
+    "A Voilà template, `mebqat`, that asks no other host."
+    home = folder/'voila'/'templates'/'mebqat'
+    home.mkdir(parents=True)
+    (home/'conf.json').write_text(json.dumps({'base_template': 'lab'}))
+    (home/'index.html.j2').write_text(_TEMPLATE)
+
+
+def app_environment(
+    folder:Path, # Folder of the app
+) -> dict[str, str]: # Environment variables for Voilà
+    "Where Voilà finds the app's template, before what it finds anyway."
+    return os.environ | {'JUPYTER_PATH': os.pathsep.join(filter(None, [str(folder), os.environ.get('JUPYTER_PATH')]))}
+
 
 def app_folder(
     folder:Path, # Empty folder
@@ -174,7 +198,9 @@ def app_folder(
     notebook = dict(cells=[cell], metadata=dict(kernelspec=kernel, title=title), nbformat=4, nbformat_minor=5)
     server = dict(token=token, ip='127.0.0.1', port_retries=0, open_browser=False)
     (folder/'explorer.ipynb').write_text(json.dumps(notebook))
-    (folder/'voila.json').write_text(json.dumps({'Voila': server, 'VoilaConfiguration': dict(show_tracebacks=True)}))
+    look = dict(show_tracebacks=True, template='mebqat')
+    (folder/'voila.json').write_text(json.dumps({'Voila': server, 'VoilaConfiguration': look}))
+    _write_template(folder)
 
 # %% ../nbs/90_launch.ipynb #ce5cb9a8
 _LISTENER = '''
@@ -201,7 +227,8 @@ def _start_server(folder, port):
     "Voilà on the app in a folder, bound to this process."
     with open(folder/'voila.log', 'wb') as log:
         return subprocess.Popen([sys.executable, '-c', _LISTENER, str(folder), str(port)], cwd=folder,
-                                stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+                                stdin=subprocess.PIPE, stdout=log, stderr=log, env=app_environment(folder),
+                                start_new_session=True)
 
 
 def _answers(port) -> bool:

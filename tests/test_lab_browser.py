@@ -117,6 +117,7 @@ def lab(browser, tmp_path_factory):
 def test_the_tour_runs_and_its_explorer_follows_mouse_keys_and_clicks(lab, click_plot):
     page, wrong, _ = lab
     assert TOUR in page.url and page.locator('.jp-OutputArea', has_text='Traceback').count() == 0
+    assert not [t for t in page.locator('.modebar-btn').evaluate_all('all => all.map(b => b.dataset.title)') if re.search('share|cloud', t, re.I)]
     shows(page, FP)
     drag(page, handle(page, 'weight bits'), 0)
     shows(page, Bits(2, 8))
@@ -186,6 +187,8 @@ def test_explore_serves_the_explorer_and_puts_everything_away(browser, tmp_path)
     port = free_port(None)
     with served(tmp_path, 'explore', 'digits_exploration', '--no-open', '--port', port, ready=r'http://\S+') as (child, found):
         page, wrong = watched(browser.new_context(viewport=dict(width=1000, height=1000)))
+        requests = []
+        page.on('request', lambda r: requests.append(r.url))
         assert '/login' in page.request.get(f'http://127.0.0.1:{port}/').url
         page.goto(found[0])
         shows(page, FP)
@@ -194,6 +197,11 @@ def test_explore_serves_the_explorer_and_puts_everything_away(browser, tmp_path)
         shows(page, Bits(8, 8))
         drag(page, handle(page, 'activation bits'), 0)
         shows(page, Bits(8, 2))
+        home = (f'http://127.0.0.1:{port}/', f'ws://127.0.0.1:{port}/', 'data:', 'blob:')
+        assert len(requests) > 10 and not [url for url in requests if not url.startswith(home)]
+        star = page.locator('i.fa-star').first  # its picture comes from Voila's own scripts
+        assert star.bounding_box()['width'] > 5 and 'Awesome' in star.evaluate("i => getComputedStyle(i, ':before').fontFamily")
+        assert page.locator('.modebar-btn', has_text=re.compile('share|cloud', re.I)).count() == 0
         assert wrong == [] and len(list((tmp_path/'tmp').glob('mebqat-*'))) == 1
         page.context.close()
         os.kill(child.pid, signal.SIGINT)

@@ -1,10 +1,13 @@
 "Pages and figures: one file that opens without a network and shows what the surfaces hold."
 import errno
 import os
+import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 from plotly.offline import get_plotlyjs
 
@@ -191,6 +194,41 @@ def test_nothing_is_cut_off(browser, page_file, width):
             return r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1;
         }).map(t => t.textContent)})''')
     assert cut == [] and wrong == []
+
+
+# What every button of a figure is called, and where every link of the page leads.
+OFFERS = '''() => [...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title + ' ' + (b.dataset.name ?? ''))
+    .concat([...document.querySelectorAll('a[href], button, form')].map(e => e.textContent + ' ' + (e.href ?? '') + (e.action ?? '')))'''
+UPLOAD = re.compile('share|cloud|upload|publish|studio|https?:', re.I)
+
+
+def offers(page): return [text for text in page.evaluate(OFFERS) if UPLOAD.search(text)]
+
+
+def test_a_page_offers_no_upload(browser, page_file):
+    page, wrong = visit(browser, page_file)
+    assert len(page.evaluate(OFFERS)) > 20 and offers(page) == [] and wrong == []
+
+
+@pytest.mark.parametrize('figure', [go.Figure(go.Scatter(y=[1, 2, 3])), ONE.plot('both'), training(HISTORY)], ids=('plain', 'surface', 'training'))
+@pytest.mark.parametrize('renderer', ['notebook', 'colab', 'browser'])
+def test_a_figure_in_a_notebook_offers_no_upload(browser, tmp_path, renderer, figure):
+    how = pio.renderers[renderer]
+    part = pio.to_html(figure.to_dict(), how.config, full_html=True)
+    (tmp_path/'f.html').write_text(part.replace('class="plotly-graph-div"', 'class="plotly-graph-div plot"'), encoding='utf-8')
+    page, wrong = visit(browser, tmp_path/'f.html')
+    assert page.evaluate(OFFERS) and offers(page) == [] and wrong == []
+
+
+def test_a_named_figure_offers_no_upload_however_it_is_shown(browser, tmp_path):
+    "With plotly's own settings, which a plain figure shows to offer it."
+    found = {}
+    for name,figure in (('named', ONE.plot()), ('plain', go.Figure(go.Scatter(y=[1])))):
+        (tmp_path/f'{name}.html').write_text(pio.to_html(figure, {}).replace('plotly-graph-div', 'plotly-graph-div plot'), encoding='utf-8')
+        page, _ = visit(browser, tmp_path/f'{name}.html')
+        assert page.evaluate(OFFERS)
+        found[name] = [t for t in offers(page) if 'https' not in t]
+    assert found['named'] == [] and (found['plain'] or int(version('plotly').split('.')[0]) < 7)
 
 
 def test_the_page_may_not_reach_out(browser, page_file):

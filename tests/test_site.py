@@ -198,6 +198,7 @@ def test_pages_open_and_draw(visit, group):
         page.goto(visit.at(name))
         figures = drawn(page)
         assert visit.wrong == [], name
+        assert page.locator('.modebar-btn[data-title*="hare"], .modebar-btn[data-title*="loud"]').count() == 0, f'{name} offers to upload'
         assert not name.startswith('nbs/') or figures == stored_figures(name), name
         assert page.evaluate('document.documentElement.scrollWidth') <= 1000, f'{name} is wider than the window'
         boxes = page.evaluate(MATHS)

@@ -9,7 +9,7 @@ const draw = div => {
   near.unobserve(div);
   const fig = JSON.parse(document.getElementById(`${div.id}-data`).textContent);
   fig.layout.template = themes[shade()];
-  Plotly.newPlot(div, {...fig, config: {responsive: true, displaylogo: false}}).then(() => keys(div));
+  Plotly.newPlot(div, {...fig, config}).then(() => keys(div));
 };
 const near = new IntersectionObserver(seen => seen.filter(e => e.isIntersecting).forEach(e => draw(e.target)), {rootMargin: '300px'});
 plots.forEach(div => near.observe(div));

@@ -7,10 +7,10 @@ __all__ = ['BitsPicker', 'FewShotPlayground', 'FrontExplorer', 'Panel', 'PolicyP
            'SurfaceExplorer', 'TrainingMonitor']
 
 # %% ../../nbs/explore/09_explore.ipynb #98c12b82
+from .panels import Panel
 from .surface_explorer import SurfaceExplorer
 from .front_explorer import FrontExplorer
 from .monitor import TrainingMonitor
-from .panels import Panel
 from .pickers import BitsPicker, PolicyPicker
 from .playground import FewShotPlayground
 from .quantizer_lab import QuantizerLab

@@ -207,8 +207,8 @@ class FewShotPlayground(Panel):
         self.picker = BitsPicker(space, min(space) if bits is None else bits)
         super().__init__()
         self.value = self.picker.value
-        rows, drawing = (self._controls(), self.picker, *self._figures()), self._drawing()
-        self.children = *self.children, *rows, *[drawing]*(episodes.pool.images.shape[1] == 1)
+        rows, self.drawing = (self._controls(), self.picker, *self._figures()), self._drawing()
+        self.children = *self.children, *rows, *[self.drawing]*(episodes.pool.images.shape[1] == 1)
         self._show_setup()
         self.draw()
         self.picker.observe(lambda change: setattr(self, 'value', change['new']), 'value')

@@ -372,6 +372,13 @@ def measure_all(self:SurfaceExplorer):
 
 
 @patch
+def close(self:SurfaceExplorer):
+    "Close everything, and measure no further pair."
+    self._busy = False
+    Panel.close(self)
+
+
+@patch
 async def _fill(self:SurfaceExplorer):
     x, step = self.methods[self.method], self.guarded(self._measure)
     for bits in [b for b in x.space if b not in x]:
