@@ -7,7 +7,7 @@ __all__ = ['SPLITS', 'SIZES', 'ByClass', 'Pool', 'choose', 'mixed_keys', 'by_con
            'divide', 'turned']
 
 # %% ../nbs/17_pools.ipynb #a1736ed0
-import hashlib, json, unicodedata
+import hashlib, unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import check_shape, parse_json, read_some
 from .memory import check_memory
 
 # %% ../nbs/17_pools.ipynb #50614b8f
@@ -251,13 +252,13 @@ def read_split(
     if not path.is_file():
         raise FileNotFoundError(f'no split file at {path}: give a JSON file with lists of classes under '
                                 'train, val and test')
-    try: lists = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is not JSON: {e}') from e
+    try:
+        lists = parse_json(read_some(path))
+        check_shape(lists, {s: [str] for s in SPLITS} | {'...': object})
+    except ValueError as e: raise ValueError(f'{path}: {e}; a split file lists classes under train, val and test') from None
     for s in SPLITS:
-        if not isinstance(lists, dict) or not isinstance(lists.get(s), list):
-            raise ValueError(f'{path} has no list of classes under {s!r}; it needs train, val and test')
         for c in lists[s]:
-            if not isinstance(c, str) or c not in known:
+            if c not in known:
                 raise ValueError(f'{path}: {c!r}, under {s}, is not a class of the data')
             if c in home: raise ValueError(f'{path}: {c!r} is under {home[c]} and again under {s}')
             home[c] = s

@@ -43,7 +43,7 @@ def foreign(
     folder = Path(folder)
     if not folder.is_dir() or is_ours(folder): return []
     names = sorted(p.name for p in folder.iterdir())
-    return [n for n in names if n not in _NOBODYS and not (n.startswith('.mebqat-') and n.endswith('.part'))]
+    return [n for n in names if n not in _NOBODYS and not n.startswith(('.mebqat-', '.writer.'))]
 
 
 def check_folder(

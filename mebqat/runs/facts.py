@@ -6,23 +6,25 @@
 __all__ = ['run_facts', 'shipped_folder', 'facts_of', 'side_by_side']
 
 # %% ../../nbs/runs/15_facts.ipynb #4ebf2728
-import json
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from ..bits import Policy
-from ..figures.predictions import load_explorations
-from ..files import find_file, shipped
-from ..fewshot.evaluate import EpisodeScores
-from ..mixed.front import Front
-from ..mixed.ledger import SearchResult
+from ..figures.predictions import EXPLORATION, load_explorations
+from ..files import find_file, load_whole, parse_json, read_some, shipped
+from ..fewshot.evaluate import EPISODES, EpisodeScores
+from ..mixed.front import FRONT, Front
+from ..mixed.learned import TRAJECTORY
+from ..mixed.ledger import SEARCH, SearchResult
 from .policies import POLICY, load_policy, to_text
 from .runs import is_checkpoint, open_run
+from .run_folder import RUN, run_record, weights_file
 from .search import trajectory
-from .run_folder import weights_file
 from .specs import stored_spec
-from ..surface import Surface
+from .surfaces import DIFFERENCES
+from ..surface import SURFACE, Surface
 
 # %% ../../nbs/runs/15_facts.ipynb #6157124e
 def _options(spec) -> dict:
@@ -58,14 +60,9 @@ def run_facts(
 # %% ../../nbs/runs/15_facts.ipynb #abea519e
 def _begun(folder) -> dict:
     "What `run.json` says of a run that is not finished."
-    file = folder/'run.json'
-    if not file.is_file(): return {}
-    try: record = json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{file} is damaged: {e}') from None
-    try: options = _options(stored_spec(record['spec']))
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f'{file} is damaged or of another version: {e}') from None
-    return {**options, 'mebqat': record.get('mebqat'), 'torch': record.get('torch')}
+    record = run_record(folder)
+    if not record: return {}
+    return {**_options(stored_spec(record['spec'])), 'mebqat': record.get('mebqat'), 'torch': record.get('torch')}
 
 
 def _checkpoint(file, about) -> dict:
@@ -139,7 +136,7 @@ def _front(file, doc) -> dict:
 
 def _policy(file, doc) -> dict:
     "A pair for each layer."
-    about = {k: v for k,v in doc.items() if k not in ('format', 'version', 'layers')}
+    about = {k: v for k,v in doc.items() if k not in ('format', 'version', 'layers', 'checksum')}
     return {'kind': 'policy', **to_text(load_policy(file)), **_plain(about)}
 
 
@@ -150,15 +147,22 @@ def _trajectory(file, doc) -> dict:
     return {'kind': 'trajectory', 'rows': len(rows), **{f'at the end: {k}': round(v, 4) for k,v in last.items()}}
 
 
+def _differences(file, doc) -> dict:
+    "What one run had over another on the same episodes."
+    document = DIFFERENCES.read(file)
+    return {'kind': 'paired differences', 'of': document['title'], 'minus': document['against'],
+            'pairs': len(document['differences'])}
+
+
 def _described(file, doc) -> dict:
     "A run by its description."
     return {'kind': 'description of a run', **_begun(file.parent)}
 
 # %% ../../nbs/runs/15_facts.ipynb #550944f8
-_JSON = {'mebqat-surface': _surface, SearchResult.FORMAT: _search, Front.FORMAT: _front, POLICY: _policy,
-         'mebqat-trajectory': _trajectory, 'mebqat-run': _described}
+_JSON = {SURFACE.name: _surface, SEARCH.name: _search, FRONT.name: _front, POLICY.name: _policy,
+         TRAJECTORY.name: _trajectory, RUN.name: _described, DIFFERENCES.name: _differences}
 _CACHE = 'cache of decoded images'
-_TENSORS = {'mebqat-exploration': _exploration, 'mebqat-episodes': _episodes}
+_TENSORS = {EXPLORATION.name: _exploration, EPISODES.name: _episodes}
 _ORDER = ('model.safetensors', 'checkpoint.safetensors', 'run.json', 'exploration.safetensors', 'episodes.safetensors',
           'surface.json')
 
@@ -180,25 +184,19 @@ def facts_of(
 
 def _of_json(file) -> dict:
     "A file of text."
-    try: doc = json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{file} is no JSON, perhaps cut short: {e}') from None
-    kind = doc.get('format') if isinstance(doc, dict) else None
-    if isinstance(doc, dict) and 'differences' in doc and 'against' in doc:
-        return {'kind': 'paired differences', 'of': doc.get('title'), 'minus': doc['against'],
-                'pairs': len(doc['differences'])}
-    if kind not in _JSON: raise ValueError(f'{file} is no file of mebqat: it names no kind that this version knows')
+    try: doc = parse_json(read_some(file))
+    except ValueError as e: raise ValueError(f'{file}: {e}') from None
+    kind = doc.get('format')
+    if not isinstance(kind, str) or kind not in _JSON: raise ValueError(f'{file} is no file of mebqat: it names no kind that this version knows')
     return _JSON[kind](file, doc)
 
 
 def _header(file) -> dict:
     "What a safetensors file says about itself."
-    try:
-        with safe_open(file, 'pt') as f: words = f.metadata() or {}
+    with suppress(OSError, SafetensorError), safe_open(file, 'pt') as f:
+        words = f.metadata() or {}
         if 'about' in words and 'mebqat' not in words: return {'format': _CACHE}
-        return dict(json.loads(words['mebqat']))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
-        reason = str(e).splitlines()[0] if str(e) else ''
-        raise ValueError(f'{file} is damaged or no mebqat file ({type(e).__name__}: {reason})') from None
+    return load_whole(file)[1]
 
 # %% ../../nbs/runs/15_facts.ipynb #c9442f4b
 def side_by_side(

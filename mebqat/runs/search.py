@@ -237,7 +237,7 @@ def search_run(
     "Search, then measure once on test images; what can be refused is refused before any policy is scored."
     budget.check(space)
     pool, train, test = pool or held_out(run, None, data), run.pool('train', data), run.pool('test', data)
-    run.check_data(train, data, changed_data)
+    run.check_pool(train, data, changed_data)
     meta = protocol_of(run, pool) | ({'by': by} if by != 'accuracy' else {})
     what = asdict(budget), meta, space.record()
     file = file_of(folder, method, settings, *what)

@@ -156,7 +156,7 @@ class ImageSurface:
         "Every pair on the same images, and the run's own policy if it has one."
         run, spec = self.run, self.run.spec
         images, train = run.pool(self.split, self.data), run.pool('train', self.data)
-        run.check_data(train, self.data, self.changed_data)
+        run.check_pool(train, self.data, self.changed_data)
         about = {'method': spec.method, 'bits': getattr(spec.options, 'bits', '') or str(run.setting or ''),
                  'seed': spec.training.seed, 'epochs': spec.training.epochs, 'model': spec.network.model}
         note = ''
@@ -209,7 +209,7 @@ class EpisodeSurface:
                 raise ValueError(f'{name} must be {least} or more, got {value}')
         options, drawn = self.run.spec.options, self._episodes()
         another = self.data not in (None, self.run.spec.inputs.data) and not Path(self.data).exists()
-        if not another: self.run.check_data(drawn.pool, self.data, self.changed_data)
+        if not another: self.run.check_pool(drawn.pool, self.data, self.changed_data)
         if self.inner_steps is not None and not options.inner_loop:
             raise ValueError(f'inner_steps= is for MAML runs; {self.run.path} is a {self.run.spec.method} run, '
                              'which has no inner loop')
