@@ -7,6 +7,7 @@ __all__ = ['TOUR', 'START', 'SOURCES', 'needs', 'notebooks', 'copy_names', 'star
            'explorable', 'explorations_of', 'free_port', 'app_environment', 'app_folder', 'serve']
 
 # %% ../nbs/90_launch.ipynb #ab17e3ff
+import hashlib
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 import webbrowser
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -129,10 +131,21 @@ def explorable(
     if file.is_dir() and find_file(file, ('model.safetensors', 'run.json')) != file:
         raise ValueError(f'{path} is not measured yet; measure it first with: mebqat surface {path}')
     if file.is_dir(): raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ...')
+    if file.parent == path: _warn_of_other_weights(path, file)
     if not file.exists():
         raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ..., or explore '
                                 f'digits_exploration')
     return file
+
+
+def _warn_of_other_weights(folder, file):
+    "Say so where a run was trained on after it was measured."
+    from mebqat.results import question_beside
+    question, weights = question_beside(file), folder/'model.safetensors'
+    if 'weights' not in question or not weights.is_file(): return
+    if hashlib.sha256(weights.read_bytes()).hexdigest()[:16] != question['weights']:
+        warnings.warn(f'{file} was measured with other weights than {weights} has now; measure again with: '
+                      f'mebqat surface {folder}', stacklevel=3)
 
 
 def explorations_of(

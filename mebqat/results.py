@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'FOLDER', 'QUESTION', 'NEWEST', 'is_ours', 'foreign', 'check_folder', 'own_folder', 'answer_name',
-           'earlier_answer', 'keep_answer']
+           'earlier_answer', 'question_beside', 'keep_answer']
 
 # %% ../nbs/30_results.ipynb #84f66bb1
 import hashlib
@@ -42,8 +42,16 @@ def foreign(
     "What speaks against writing into a folder."
     folder = Path(folder)
     if not folder.is_dir() or is_ours(folder): return []
-    names = sorted(p.name for p in folder.iterdir())
+    names = sorted(p.name for p in folder.iterdir() if not _wrote(p))
     return [n for n in names if n not in _NOBODYS and not n.startswith(('.mebqat-', '.writer.'))]
+
+
+def _wrote(path) -> bool:
+    "Does a file say at its beginning that it is one of ours?"
+    with suppress(OSError):
+        if path.is_file():
+            with open(path, 'rb') as f: return b'"mebqat' in f.read(300)
+    return False
 
 
 def check_folder(
@@ -100,6 +108,14 @@ def earlier_answer(
 ) -> Path|None:       # The folder of its files
     "The newest answer to a question, if there is one."
     return next(iter(_folders(Path(folder)/store, answer_name(question, label))), None)
+
+
+def question_beside(
+    file:Path, # A file of an answer, or the link that shows it
+) -> dict:     # The question; empty where none is known
+    "What a file answers."
+    with suppress(OSError, ValueError): return QUESTION.read(Path(file).resolve().parent/'question.json')['question']
+    return {}
 
 
 def keep_answer(
