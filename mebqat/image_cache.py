@@ -6,12 +6,12 @@
 __all__ = ['PIECE', 'VERSION', 'Source', 'moments', 'mean_std', 'key_of', 'data_print', 'Entry', 'write_tensors', 'Damaged',
            'read_cache', 'write_cache', 'cache_dir', 'Form', 'image_folders', 'mapped_rows']
 
-# %% ../nbs/15_image_cache.ipynb #7dd67c8f
+# %% ../nbs/15_image_cache.ipynb #751bf3c5
 import hashlib, json, math, mmap, os, re, shutil, tempfile, warnings, zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from .folders import BAD_ZIP, Listing, Tree, class_name, listing
 from .memory import check_memory
 from .pictures import Survey, as_bytes, colourless, open_picture, strict_pixels, unusual, upright
 
-# %% ../nbs/15_image_cache.ipynb #c0820cc8
+# %% ../nbs/15_image_cache.ipynb #42e407c2
 @dataclass(frozen=True)
 class Source:
     "A data set before it is split."
@@ -62,7 +62,7 @@ def mean_std(
     std = (squares - total**2).clamp_min(0).sqrt()
     return tuple((total/255).tolist()), tuple(torch.where(std > 0, std/255, 1.).tolist())
 
-# %% ../nbs/15_image_cache.ipynb #ec0d5116
+# %% ../nbs/15_image_cache.ipynb #d50a40dd
 def key_of(
     content:bytes, # A file, or the bytes of an image
 ) -> int:          # 0 to 2**63 - 1
@@ -76,7 +76,7 @@ def data_print(
     "What stands for a data set, in whatever order it is read."
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:16]
 
-# %% ../nbs/15_image_cache.ipynb #46529f1d
+# %% ../nbs/15_image_cache.ipynb #c72055c2
 PIECE = 1 << 24
 _TYPES = {'uint8': 'U8', 'int64': 'I64'}
 
@@ -116,7 +116,7 @@ def _lock(file) -> bool:
     except OSError: return False
     return True
 
-# %% ../nbs/15_image_cache.ipynb #61f3c27f
+# %% ../nbs/15_image_cache.ipynb #ff2d3ce8
 def write_tensors(
     file:Path,                 # Where to
     entries:dict[str, Entry],  # What, in order
@@ -145,7 +145,7 @@ def write_tensors(
         f.flush()
         os.fsync(f.fileno())
 
-# %% ../nbs/15_image_cache.ipynb #0af49a36
+# %% ../nbs/15_image_cache.ipynb #b43067e3
 class Damaged(ValueError):
     "A cache does not hold what was written."
 
@@ -179,7 +179,7 @@ def _mapped(file:Path, start:int, size:int) -> Tensor:
         else: room = mmap.mmap(f.fileno(), start + size, access=mmap.ACCESS_COPY)
     return torch.frombuffer(room, dtype=torch.uint8, count=size, offset=start)
 
-# %% ../nbs/15_image_cache.ipynb #8a1e28c9
+# %% ../nbs/15_image_cache.ipynb #5f167235
 def _fetch(file:Path, header:dict, about:dict, start:int, key:str) -> Tensor:
     "One tensor of a cache: bytes are mapped, whole numbers read; `Damaged` where a checksum differs."
     (first, last), shape = header[key]['data_offsets'], header[key]['shape']
@@ -194,7 +194,7 @@ def _fetch(file:Path, header:dict, about:dict, start:int, key:str) -> Tensor:
         _checked.add(mark)
     return (flat if header[key]['dtype'] == 'U8' else flat.clone().view(torch.int64)).view(shape)
 
-# %% ../nbs/15_image_cache.ipynb #ed84925c
+# %% ../nbs/15_image_cache.ipynb #0e93678f
 def read_cache(
     file:Path, # Written by `write_cache`
 ) -> tuple[dict, Callable[[str], Tensor]] | None: # What it says about itself, and a way to fetch one tensor
@@ -213,7 +213,7 @@ def write_cache(
                for k,t in tensors.items()}
     with suppress(OSError): write_tensors(file, entries, lambda: about)
 
-# %% ../nbs/15_image_cache.ipynb #3a1c30b5
+# %% ../nbs/15_image_cache.ipynb #13c919ca
 @cache
 def _passing() -> tempfile.TemporaryDirectory:
     "A folder for this process alone."
@@ -237,7 +237,7 @@ def _cache_file(tree:Tree, options:tuple) -> tuple[Path, dict]:
     stem = re.sub(r'[^\w.-]', '_', class_name((tree.path.stem,)))[:60]
     return cache_dir()/f'{stem}-{digest}.safetensors', origin
 
-# %% ../nbs/15_image_cache.ipynb #6d9c0913
+# %% ../nbs/15_image_cache.ipynb #52093583
 def _sweep(file:Path, origin:dict):
     "Remove from the folder of a new cache what it replaces, and the parts of writers that are gone."
     stem = re.escape(file.name[:-len('-.safetensors') - 24])
@@ -251,7 +251,7 @@ def _sweep(file:Path, origin:dict):
             older = was.get('version') != VERSION
             if older or (was['source'] == origin['source'] and was['state'] != origin['state']): other.unlink()
 
-# %% ../nbs/15_image_cache.ipynb #09cc518f
+# %% ../nbs/15_image_cache.ipynb #75214222
 _BROKEN = (SyntaxError, *BAD_ZIP, MemoryError, ArithmeticError, LookupError, AttributeError, TypeError)
 
 
@@ -269,29 +269,28 @@ class Form:
     shape: tuple = ()             # Channels, height and width
     first: str = ''               # The image that this was learnt from
 
-    @contextmanager
-    def naming(self, name):
-        "Whatever is wrong with an image becomes one line with its name."
-        try: yield
-        except _BROKEN as e:
-            reason = (str(e) or type(e).__name__).splitlines()[0]
-            raise ValueError(f'{self.tree.path}: cannot read the image {class_name((name,))}: {reason}') from e
+    def refusal(self, name, error) -> ValueError:
+        "What is wrong with an image, in one line with its name."
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return ValueError(f'{self.tree.path}: cannot read the image {class_name((name,))}: {reason}')
 
     def open(self, name) -> tuple[Image.Image, bytes, bool]:
         "One picture, decoded and upright, the digest of its file, and whether more pages follow."
-        with self.naming(name):
+        try:
             data = self.tree.read(name)
             im, more = open_picture(data)
             return upright(im), hashlib.sha256(data).digest(), more
+        except _BROKEN as e: raise self.refusal(name, e) from e
 
     def pixels(self, name) -> tuple[np.ndarray, bytes, bool]:
         "One image as [C, H, W], the digest of its file, and whether more pages follow."
         im, digest, more = self.open(name)
         if self.survey is None and unusual(im): raise _LookAgain
-        with self.naming(name): a = as_bytes(im, self.survey or Survey(), self.size, self.gray)
+        try: a = as_bytes(im, self.survey or Survey(), self.size, self.gray)
+        except _BROKEN as e: raise self.refusal(name, e) from e
         return (a[None] if a.ndim == 2 else a.transpose(2, 0, 1)), digest, more
 
-# %% ../nbs/15_image_cache.ipynb #599c8895
+# %% ../nbs/15_image_cache.ipynb #5d4c010f
 def _first_form(tree:Tree, names:list[str], size:int|None, gray:bool|None) -> Form:
     "What the first image says about all."
     form = Form(tree, size, gray)
@@ -309,7 +308,8 @@ def _surveyed(form:Form, names:list[str]) -> Form:
     for n in tqdm(names, desc=f'looking at {form.tree.path.name}', delay=2, disable=None, leave=False):
         im, *_ = out.open(n)
         if form.gray is None and not colourless(im): channels = 3
-        with out.naming(n): out.survey.add(im)
+        try: out.survey.add(im)
+        except _BROKEN as e: raise out.refusal(n, e) from e
     out.shape = (channels, *form.shape[1:])
     return out
 
@@ -329,7 +329,7 @@ def _block(form:Form, names:list[str]) -> tuple[np.ndarray, list[bytes], int]:
         n_more += more
     return out, digests, n_more
 
-# %% ../nbs/15_image_cache.ipynb #8ce3c0b7
+# %% ../nbs/15_image_cache.ipynb #782e598f
 def _blocks(form:Form, names:list[str]) -> Iterator[tuple[np.ndarray, list[bytes], int]]:
     "Every named image in order, a block at a time."
     n = max(1, min(256, (1 << 22)//max(1, math.prod(form.shape))))
@@ -348,7 +348,7 @@ def _blocks(form:Form, names:list[str]) -> Iterator[tuple[np.ndarray, list[bytes
                 bar.update(len(block[1]))
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/15_image_cache.ipynb #804792d3
+# %% ../nbs/15_image_cache.ipynb #1fc2b53f
 @dataclass
 class _Decoded:
     "What is learnt about the images of a tree while they are decoded."
@@ -383,7 +383,7 @@ class _Decoded:
         if self.more: notes.append(f'{self.more:,} have more pages or frames; the first of each was taken')
         return notes
 
-# %% ../nbs/15_image_cache.ipynb #01b8bf83
+# %% ../nbs/15_image_cache.ipynb #4623407a
 def _described(found:Listing, decoded:_Decoded, origin:dict) -> dict:
     "What a cache says about itself."
     rows = [(p, c, d.hex()) for (p, c), d in zip(((p, c) for p,r in found.parts.items() for c,_ in r), decoded.digests)]
@@ -404,7 +404,7 @@ def _writable(file:Path, n_bytes:int) -> bool:
         return os.access(file.parent, os.W_OK) and shutil.disk_usage(file.parent).free > n_bytes + (1 << 26)
     except OSError: return False
 
-# %% ../nbs/15_image_cache.ipynb #2b85f548
+# %% ../nbs/15_image_cache.ipynb #bdd7e3f0
 def _decode_tree(tree:Tree, file:Path, origin:dict, size:int|None, gray:bool|None) -> tuple[dict, Callable]:
     "Decode a tree into its cache, or into memory; what it says about itself, and a way to fetch one tensor."
     found = listing(tree)
@@ -439,7 +439,7 @@ def _decode_as(form:Form, found:Listing, names:list[str], file:Path, origin:dict
     rest = {k: torch.from_numpy(np.concatenate(list(e.blocks()))) for k,e in entries.items() if k != 'images'}
     return about(), {'images': torch.from_numpy(kept), **rest}.__getitem__
 
-# %% ../nbs/15_image_cache.ipynb #74898bd8
+# %% ../nbs/15_image_cache.ipynb #1355c039
 def image_folders(
     path:str|Path,       # Folder or zip
     size:int|None=None,  # Pixels a side (centre square, bilinear); `None` keeps the files' own
@@ -463,7 +463,7 @@ def image_folders(
     for note in about['notes']: warnings.warn(f'{path.name}: {note}', stacklevel=2)
     return Source(path.stem, tuple(about['classes']), tuple(about['parts']), fetch, data=about['data'], file=file)
 
-# %% ../nbs/15_image_cache.ipynb #53a0a453
+# %% ../nbs/15_image_cache.ipynb #e3e33085
 def mapped_rows(
     file:Path,                             # The cache that the rows come from
     parts:Iterable[tuple[Tensor, Tensor|None]], # Images, and which of them (None: all), one after the other

@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'MOST_PIXELS', 'WIDE', 'GROUNDS', 'strict_pixels', 'open_picture', 'upright', 'wide_values', 'transparent',
            'unusual', 'colourless', 'laid_on', 'Survey', 'as_bytes', 'read_picture']
 
-# %% ../nbs/13_pictures.ipynb #8db590c2
+# %% ../nbs/13_pictures.ipynb #d0db73fc
 import io, warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageOps
 
-# %% ../nbs/13_pictures.ipynb #2cb8c359
+# %% ../nbs/13_pictures.ipynb #3d24e426
 FORMATS = ('PNG', 'JPEG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM')
 MOST_PIXELS = 89_478_485
 
@@ -43,16 +43,17 @@ def open_picture(
     with suppress(Exception): more = im.format != 'MPO' and getattr(im, 'is_animated', False)
     return im, more
 
-# %% ../nbs/13_pictures.ipynb #2739c1e9
+# %% ../nbs/13_pictures.ipynb #31016c3e
 def upright(
     im:Image.Image,    # As `open_picture` gives it
 ) -> Image.Image:      # Decoded, turned as its EXIF or XMP notes say
     "Decode a picture and turn it the right way up."
     im.load()
-    with suppress(Exception): ImageOps.exif_transpose(im, in_place=True)  # damaged notes: shown as it lies
+    if any(kind in im.info for kind in ('exif', 'Raw profile type exif', 'xmp', 'XML:com.adobe.xmp')):
+        with suppress(Exception): ImageOps.exif_transpose(im, in_place=True)  # damaged notes: shown as it lies
     return im
 
-# %% ../nbs/13_pictures.ipynb #4b5f47fd
+# %% ../nbs/13_pictures.ipynb #f30eb2ab
 WIDE = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N', 'F')
 
 
@@ -66,7 +67,7 @@ def wide_values(
     if not np.isfinite(values).all(): raise ValueError('it holds NaN or infinity')
     return -values if tags.get(262) == 0 else values  # TIFF may say that 0 is white
 
-# %% ../nbs/13_pictures.ipynb #e616a10c
+# %% ../nbs/13_pictures.ipynb #4205899c
 GROUNDS = {'white': 255, 'black': 0, 'grey': 128}
 
 
@@ -99,7 +100,7 @@ def laid_on(
     paper = Image.new('RGBA', im.size, (GROUNDS[ground],)*3 + (255,))
     return Image.alpha_composite(paper, im.convert('RGBA')).convert('L' if colourless(im) else 'RGB')
 
-# %% ../nbs/13_pictures.ipynb #bcacc4f1
+# %% ../nbs/13_pictures.ipynb #bff8aea4
 @dataclass
 class Survey:
     "What the pictures of one data set that are wide or transparent have in common."
@@ -137,7 +138,7 @@ class Survey:
             out.append(f'{self.clear:,} with transparency were laid on {self.ground}')
         return out
 
-# %% ../nbs/13_pictures.ipynb #b424532c
+# %% ../nbs/13_pictures.ipynb #e2ab67d8
 def as_bytes(
     im:Image.Image,      # Decoded and upright
     survey:Survey,       # Of its data set
@@ -150,7 +151,8 @@ def as_bytes(
         scaled = (wide_values(im) - survey.low)/span*255
         im = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
     elif transparent(im): im = laid_on(im, survey.ground)
-    im = im.convert('L' if gray or (gray is None and im.mode in ('1', 'L')) else 'RGB')
+    mode = 'L' if gray or (gray is None and im.mode in ('1', 'L')) else 'RGB'
+    if im.mode != mode: im = im.convert(mode)
     return np.asarray(ImageOps.fit(im, (size, size), Image.Resampling.BILINEAR) if size else im)
 
 

@@ -47,9 +47,10 @@ def _rows(images, idx):
     return images.index_select(0, idx) if listed and not (idx < 0).any() else images[idx]
 
 
-def _shape(images):
-    "Channels, height and width, as in `3x32x32`."
-    return 'x'.join(map(str, images.shape[1:]))
+def _extent(pool):
+    "How much a pool holds, in words."
+    shape = 'x'.join(map(str, pool.images.shape[1:]))
+    return f'{len(pool):,} images {shape}, {len(pool.classes):,} classes'
 
 # %% ../nbs/17_pools.ipynb #5b26f0a2
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class Pool(ByClass):
     drawn: str = ''          # Who drew the split: a `seed`, the `content` of the images, or it was `given` by folders
 
     def __repr__(self) -> str:
-        return f'Pool({self.name} {self.split}: {len(self):,} images {_shape(self.images)}, {len(self.classes):,} classes)'
+        return f'Pool({self.name} {self.split}: {_extent(self)})'
 
     def batch(self,
         idx:Tensor|slice,      # Which images
@@ -120,7 +121,7 @@ def choose(
     tie = torch.randperm(len(labels), generator=generator)
     return order[tie][key[tie].argsort(stable=True)[:n]].sort().values
 
-# %% ../nbs/17_pools.ipynb #a21c0ec9
+# %% ../nbs/17_pools.ipynb #0569d77a
 def mixed_keys(
     keys:Tensor, # int64, [N]
     seed:int,    # Another seed, another order; 0 leaves them
@@ -151,7 +152,7 @@ def _together(keys:Tensor, n:int) -> Tensor:
     rest = sorted({*range(len(keys))}.difference(chosen))[:left] if left else []
     return torch.tensor(sorted(chosen + rest), dtype=torch.int64)
 
-# %% ../nbs/17_pools.ipynb #28d4a0ba
+# %% ../nbs/17_pools.ipynb #2d4a53aa
 def by_content(
     labels:Tensor,              # Labels, [N]
     keys:Tensor,                # Keys of the images, int64, [N]
@@ -164,7 +165,7 @@ def by_content(
     for k, split in enumerate(held):
         free = int((~last[first]).sum())
         below = int(((keys[first] < (k + 1)*(2**63//10)) & ~last[first]).sum())
-        n = max(below, int(len(labels) > 2))
+        n = min(max(1, below), max(1, free - len(held) + k + 1)) if len(labels) > 2 else 0
         if split == 'val' and val is not None: n = val
         if split == 'val' and val is not None and not 0 <= val <= free:
             raise ValueError(f'val={val} does not fit: there are {free} training images to take it from, one of each '

@@ -1,5 +1,5 @@
-"What data's notebook cannot check about itself: refusals, faults, caches, the real sets."
-import json, math, os, pickle, subprocess, sys, types, zipfile
+"What data's notebooks cannot check about themselves: refusals, faults, caches, the real sets."
+import io, json, math, os, pickle, shutil, signal, socket, struct, subprocess, sys, threading, time, types, unicodedata, warnings, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mebqat import data, folders
-from mebqat.pools import Pool, choose, split_classes
+from mebqat import data, folders, image_cache, memory
+from mebqat.pools import Pool, by_content, choose, split_classes
 from mebqat.data import augment, epoch_batches, jitter, load
 from mebqat.files import shipped
 from mebqat.glyphs import glyphs
@@ -57,8 +57,9 @@ def test_splits_are_disjoint_and_complete(tmp_path, layout):
     assert sum(map(len, found)) == len(set.union(*found)) == 60*len(layout) and all(found)
     assert set.union(*found) == rows(load(root, 'all'))
     assert all(p.classes == ('a', 'b', 'c') and p.mean == pools[0].mean for p in pools)
+    assert [p.drawn for p in pools] == ['given' if 'valid' in layout else 'content']*3 and len({p.data for p in pools}) == 1
     if 'test' in layout: assert len(pools[2]) == 60
-    else: assert torch.equal(pools[2].labels.bincount(), torch.full((3,), 2))
+    else: assert torch.equal(load(root, 'test', drawn='seed').labels.bincount(), torch.full((3,), 2))
 
 
 def test_published_split_is_the_same_everywhere():
@@ -72,13 +73,111 @@ def test_published_split_is_the_same_everywhere():
 DIGITS = ['39bb48237d5961ef', 'd3d7c66105cf702f', '77c99b57f97bed07']
 
 
-def test_val_and_seed_change_the_split_but_not_its_fairness(tmp_path):
+@pytest.mark.parametrize('rule', ['seed', 'content'])
+def test_val_and_seed_change_the_split(tmp_path, rule):
     root = tree(tmp_path/'d')
-    assert len(load(root, 'val', val=9)) == 9 and len(load(root, 'train', val=9)) == 60 - 6 - 9
-    assert torch.equal(load(root, 'val', val=9).labels.bincount(), torch.full((3,), 3))
-    assert rows(load(root, 'test', val=9)) == rows(load(root, 'test', val=3))
-    assert rows(load(root, 'val', seed=1)) != rows(load(root, 'val'))
-    assert len(load(root, 'train', val=0)) == 54
+    get = lambda s, **k: load(root, s, drawn=rule, **k)
+    n_test = len(get('test'))
+    assert len(get('val', val=9)) == 9 and len(get('train', val=9)) == 60 - n_test - 9
+    if rule == 'seed': assert n_test == 6 and torch.equal(get('val', val=9).labels.bincount(), torch.full((3,), 3))
+    assert rows(get('test', val=9)) == rows(get('test', val=3))
+    assert rows(get('val', seed=1)) != rows(get('val')) and rows(get('test', seed=1)) != rows(get('test'))
+    assert len(get('train', val=0)) == 60 - n_test
+
+
+def test_the_seeded_rule_is_the_old_one(tmp_path):
+    "Fingerprints from before there was another rule: runs on folders that were trained then ask for it."
+    root = tree(tmp_path/'d')
+    assert [load(root, s, drawn='seed').fingerprint() for s in ('train', 'val', 'test', 'all')] == BEFORE
+    assert load(root, 'val', by='classes', drawn='seed').classes == tuple(split_classes('abc')['val'])
+
+
+BEFORE = ['cf04b8e971b9fb5d', 'a7a67e0f6efe7ffa', '4c61322723072575', '5b415fa518263063']
+
+
+# splits by content
+
+def splits_of(path, **how): return {s: rows(load(path, s, **how)) for s in ('train', 'val', 'test')}
+
+
+@pytest.mark.parametrize('as_zip', [False, True])
+def test_a_picture_more_moves_no_other(tmp_path, as_zip):
+    root = tree(tmp_path/'d', n=40)
+    path = lambda: zipped(root, tmp_path/'d.zip') if as_zip else root
+    before = splits_of(path())
+    assert all(before.values())
+    for k in range(8):
+        picture(7000 + k).save(root/'abc'[k % 3]/f'{k - 4:04}.png')
+        after = splits_of(path())
+        assert all(before[s] <= after[s] for s in before)
+    (root/'b'/'007.png').unlink()
+    assert all(after[s] >= now for s, now in splits_of(path()).items())
+
+
+def test_a_split_is_the_same_in_a_zip_and_at_any_size(tmp_path):
+    root = tree(tmp_path/'d', n=30, size=(8, 8))
+    for k,f in enumerate(sorted(root.rglob('*.png'))): f.rename(f.with_name(f'{(k*37) % 1000:04}.png'))
+    archive = zipped(root, tmp_path/'other.zip')
+    assert {s: load(root, s).fingerprint() for s in ('val', 'test')} == {s: load(archive, s).fingerprint() for s in ('val', 'test')}
+    small = {s: load(root, s, size=4, gray=False) for s in ('train', 'val', 'test')}
+    assert {s: len(p) for s,p in small.items()} == {s: len(x) for s,x in splits_of(archive).items()}
+    assert len({p.data for p in (*small.values(), load(archive), load(root, 'all', seed=5))}) == 1
+
+
+def test_copies_stay_together(tmp_path):
+    root = tree(tmp_path/'d', n=25)
+    for f in sorted(root.rglob('*.png')): shutil.copy(f, f.with_name(f'copy of {f.name}'))
+    for how in ({}, {'val': 10}, {'seed': 3}):
+        parts = splits_of(root, **how)
+        assert sum(map(len, parts.values())) == 75 == len(set.union(*parts.values()))
+    assert len(load(root, 'val', val=10)) == 10
+
+
+@pytest.mark.parametrize('n', range(3, 14))
+def test_no_split_is_empty_and_no_class_goes_without(n):
+    for trial in range(60):
+        g = gen(trial)
+        keys, y = torch.randint(2**63 - 1, (n,), generator=g), torch.randint(3, (n,), generator=g)
+        parts = by_content(y, keys, ('test', 'val'))
+        assert sorted(torch.cat([*parts.values()]).tolist()) == list(range(n)) and all(map(len, parts.values()))
+        free = n - len(y.unique())
+        if free >= 2: assert {*y[parts['train']].tolist()} == {*y.tolist()}
+        held = by_content(y, keys, ('val',), val=min(2, free))
+        assert len(held['val']) == min(2, free) and {*y[held['train']].tolist()} == {*y.tolist()}
+
+
+def test_tenths_by_content_are_tenths():
+    keys, y = torch.randint(2**63 - 1, (20_000,), generator=gen()), torch.arange(20_000) % 7
+    sizes = {s: len(i)/20_000 for s,i in by_content(y, keys, ('test', 'val')).items()}
+    assert abs(sizes['test'] - .1) < .01 and abs(sizes['val'] - .1) < .01
+
+
+def test_a_class_more_moves_no_other(tmp_path):
+    names = [f'kind{i:02}' for i in range(40)]
+    before, after = (split_classes(n, hashed=True) for n in (names, [*names, 'a new one']))
+    assert all({*after[s]} - {'a new one'} == {*before[s]} for s in before)
+    assert split_classes(map(unicodedata.normalize, ['NFD']*40, names), hashed=True) == before != split_classes(names, 1, hashed=True)
+    for n in range(3, 12): assert all(split_classes(names[:n], hashed=True).values())
+
+
+def test_who_drew_the_split_is_kept(tmp_path):
+    root = tree(tmp_path/'d', n=8)
+    pool = load(root)
+    assert pool.drawn == 'content' and load(root, drawn='seed').drawn == 'seed' and load('digits').drawn == 'seed'
+    assert load(tree(tmp_path/'cifar10', n=8), 'val').drawn == 'seed' and load('digits', drawn='content').drawn == 'content'
+    for part in (pool.take(slice(0, 4)), pool.subset(5, gen()), pool.to('cpu'), load(root, rotations=True)):
+        assert (part.data, part.drawn) == (pool.data, 'content') and len(part.data) == 16
+    assert Pool(pool.images, pool.labels, pool.classes, 'x', 'all', (0,), (1,)).data == ''
+    assert "drawn='chance'" in refusal(root, drawn='chance')
+    picture(5).save(root/'a'/'more.png')
+    assert load(root).data != pool.data
+    os.rename(root/'a', root/'z')
+    assert len({load(root).data, pool.data}) == 2
+
+
+def test_glyphs_and_digits_have_prints_of_their_own():
+    prints = [load('glyphs', n_classes=k, per_class=p, seed=s).data for k, p, s in ((4, 5, 0), (5, 4, 0), (4, 5, 1))]
+    assert len({*prints, load('digits').data}) == 4 and load('glyphs', 'all', n_classes=4, per_class=5, size=20, gray=False).data == prints[0]
 
 
 def test_choose_is_fair_for_uneven_classes():
@@ -131,7 +230,8 @@ def test_by_classes_pools_parts_and_keeps_classes_whole(tmp_path, layout):
             (root/part/c).mkdir(parents=True)
             for i in range(6): picture(10000*k + 100*ord(c) + i).save(root/part/c/f'{i}.png')
     pools = {s: load(root, s, by='classes') for s in ('train', 'val', 'test')}
-    assert {s: p.classes for s,p in pools.items()} == {s: tuple(c) for s,c in split_classes(names).items()}
+    assert {s: p.classes for s,p in pools.items()} == {s: tuple(c) for s,c in split_classes(names, hashed=True).items()}
+    assert load(root, 'val', by='classes', drawn='seed').classes == tuple(split_classes(names)['val'])
     every = load(root, 'all')
     for p in pools.values():
         assert p.counts.tolist() == [6*len(layout)]*len(p.classes)
@@ -249,9 +349,8 @@ def test_torchvision_omniglot(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, 'Omniglot', fetch)
     said = refusal('omniglot', root=tmp_path, download=True)
     assert '20 of 32,460' in said and asked == [(True, True), (False, True)]
-    monkeypatch.setattr(folders, 'image_folders', None)
     labels = torch.arange(1623).repeat_interleave(20)
-    source = folders.Source('omniglot-py', tuple(f'{i:04}' for i in range(1623)), ('all',),
+    source = image_cache.Source('omniglot-py', tuple(f'{i:04}' for i in range(1623)), ('all',),
                             {'all.labels': labels, 'all.images': (labels % 251).to(torch.uint8).view(-1, 1, 1, 1)}.get)
     monkeypatch.setattr(data, 'image_folders', lambda path, size, gray: source if (path.name, size, gray) == ('omniglot-py', 28, True) else None)
     pool = load('omniglot', 'test', root=tmp_path, download=True)
@@ -437,7 +536,7 @@ def test_cache_is_used_and_noticed_when_stale(tmp_path, monkeypatch):
     first = load(root)
     assert len(list((tmp_path/'cache').iterdir())) == 1
     with monkeypatch.context() as m:
-        m.setattr(folders, '_decode_all', lambda *a: pytest.fail('decoded again'))
+        m.setattr(image_cache, '_block', lambda *a: pytest.fail('decoded again'))
         assert load(root).fingerprint() == first.fingerprint()
     picture(77).save(root/'a'/'new.png')
     assert len(load(root, 'all')) == 61
@@ -465,10 +564,11 @@ def test_no_cache_where_none_can_be_written(tmp_path, monkeypatch):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def full(tensors, path, **_):
-        Path(path).write_bytes(b'half')
+    pieces = image_cache._pieces
+    def full(blocks, write, sums):
+        pieces(list(blocks)[:1], write, sums)
         raise OSError('no space left on device')
-    monkeypatch.setattr(folders, 'save_file', full)
+    monkeypatch.setattr(image_cache, '_pieces', full)
     assert len(load(tree(tmp_path/'d'), 'all')) == 60 and not list((tmp_path/'cache').iterdir())
 
 
@@ -532,7 +632,7 @@ def test_names_the_unreadable_image(tmp_path, as_zip, content):
     bad = {'truncated': whole[:len(whole)//2], 'text': b'not a picture', 'empty': b''}[content]
     (root/'b'/'002.png').write_bytes(bad)
     said = refusal(zipped(root, tmp_path/'d.zip') if as_zip else root)
-    assert 'b/002.png' in said and 'cannot read the image' in said and not (tmp_path/'cache').exists()
+    assert 'b/002.png' in said and 'cannot read the image' in said and '<' not in said and not [*tmp_path.glob('cache/*')]
 
 
 def test_names_the_damaged_zip_member(tmp_path):
@@ -551,6 +651,492 @@ def test_refuses_bad_numbers(tmp_path):
     tree(tmp_path/'own'/'val', n=5)
     assert 'its own val folder' in refusal(tmp_path/'own', val=3)
     assert 'n_classes' in refusal('glyphs', n_classes=1) and 'per_class' in refusal('glyphs', per_class=0)
+
+
+# pictures as a viewer shows them
+
+def saved(root, arrays, ext='png', classes='ab', **how):
+    "A tree whose classes share out some pictures, arrays or images."
+    for i,a in enumerate(arrays):
+        folder = root/classes[i % len(classes)]
+        folder.mkdir(parents=True, exist_ok=True)
+        (a if isinstance(a, Image.Image) else Image.fromarray(a)).save(folder/f'{i:02}.{ext}', **how)
+    return root
+
+
+def loaded(root, **how):
+    "Its images in the order they were given, quietly."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        every = load(root, 'all', **how)
+    half = len(every)//2
+    return torch.stack([every.images[half*(i % 2) + i//2] for i in range(len(every))])
+
+
+def notes(path, **how):
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        load(path, 'all', **how)
+    assert all(x.category is UserWarning and '\n' not in str(x.message) for x in w)
+    return ' | '.join(str(x.message) for x in w)
+
+
+noise = lambda seed, shape=(9, 9), high=256: np.random.default_rng(seed).integers(0, high, shape)
+
+
+@pytest.mark.parametrize('ext, how', [('jpg', {'quality': 100}), ('png', {}), ('tiff', {}), ('webp', {'lossless': True})])
+def test_every_orientation(tmp_path, ext, how):
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:4, :8], upright[4:, 8:] = (250, 0, 0), (0, 0, 250)
+    lying = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
+             6: np.rot90(upright), 7: np.rot90(upright, 2).transpose(1, 0, 2), 8: np.rot90(upright, -1)}
+    for orientation, pixels in lying.items():
+        exif = Image.Exif()
+        exif[274] = orientation
+        folder = tmp_path/'d'/'ab'[orientation % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(folder/f'{orientation}.{ext}', exif=exif, **how)
+    Image.fromarray(255 - upright).save(tmp_path/'d'/'a'/f'other.{ext}', **how)
+    every = load(tmp_path/'d', 'all').images.double()
+    want = torch.from_numpy(upright).permute(2, 0, 1).double()
+    close = [(x - want).abs().mean() < 30 for x in every]
+    assert sum(close) == 8 and every.shape[2:] == (8, 16)
+
+
+def test_damaged_notes_leave_a_picture_as_it_lies(tmp_path):
+    root = saved(tmp_path/'d', [noise(i).astype(np.uint8) for i in range(4)], exif=b'Exif\0\0II*\0\xff\xff\xff\xff nonsense')
+    assert torch.equal(loaded(root)[2, 0], torch.from_numpy(noise(2)).to(torch.uint8))
+
+
+def on_nothing(colour, seed):
+    a = np.zeros((9, 9, 4), np.uint8)
+    a[..., :3], a[..., 3] = colour, 255*(noise(seed) > 128)
+    return a
+
+
+@pytest.mark.parametrize('colour, ground', [((0, 0, 0), 255), ((255,)*3, 0), ((250, 252, 255), 0), ((200, 30, 30), 255)])
+def test_strokes_on_nothing_are_seen(tmp_path, colour, ground):
+    root = saved(tmp_path/'d', [on_nothing(colour, i) for i in range(8)])
+    for i,x in enumerate(loaded(root)):
+        strokes = torch.from_numpy(noise(i) > 128)
+        assert (x[:, ~strokes] == ground).all() and (x[:, strokes].T == torch.tensor(colour)).all()
+    assert ('laid on black' in notes(root)) == (ground == 0)
+
+
+def test_black_and_white_strokes_go_on_grey(tmp_path):
+    root = saved(tmp_path/'d', [on_nothing((255*(i//2 % 2),)*3, i) for i in range(8)])
+    assert loaded(root).unique().tolist() == [0, 128, 255] and 'laid on grey' in notes(root)
+
+
+@pytest.mark.parametrize('form', ['LA', 'P', 'gif', 'tRNS'])
+def test_other_transparency(tmp_path, form):
+    pictures = [Image.fromarray(on_nothing((0, 0, 0), i)) for i in range(6)]
+    if form == 'LA': root = saved(tmp_path/'d', [p.convert('LA') for p in pictures])
+    elif form == 'tRNS': root = saved(tmp_path/'d', [Image.fromarray(np.where(noise(i) > 128, 0, 77).astype(np.uint8)) for i in range(6)], transparency=77)
+    else:
+        flat = []
+        for i in range(6):
+            p = Image.fromarray((noise(i) > 128).astype(np.uint8)).convert('P')
+            p.putpalette([0, 0, 0]*2)
+            flat.append(p)
+        root = saved(tmp_path/'d', flat, 'gif' if form == 'gif' else 'png', transparency=0)
+    got = loaded(root)
+    assert all(torch.equal(x[0] == 0, torch.from_numpy(noise(i) > 128)) and x.unique().tolist() == [0, 255] for i,x in enumerate(got))
+
+
+WIDE = {'12 of 16 bits': (lambda a: (a*16).astype(np.uint16), 'png'), 'a narrow band of 16 bits': (lambda a: (a + 30000).astype(np.uint16), 'tiff'),
+        'int32': (lambda a: a.astype(np.int32), 'tiff'), '20 bits': (lambda a: (a*4000).astype(np.int32), 'tiff'), 'below 0': (lambda a: (a - 1000).astype(np.int32), 'tiff'),
+        'float 0..1': (lambda a: (a/255).astype(np.float32), 'tiff'), 'float -1..1': (lambda a: (a/127.5 - 1).astype(np.float32), 'tiff')}
+
+
+@pytest.mark.parametrize('kind', WIDE)
+def test_more_than_a_byte_keeps_its_levels(tmp_path, kind):
+    make, ext = WIDE[kind]
+    plain = [noise(i, (16, 16)) for i in range(6)]
+    plain[0][0, :2] = 0, 255
+    root = saved(tmp_path/'d', [make(a) for a in plain], ext)
+    assert all(torch.equal(x[0], torch.from_numpy(a).to(torch.uint8)) for x,a in zip(loaded(root), plain))
+    assert 'became 0 to 255' in notes(root) and load(root).images.shape[1] == 1
+
+
+def test_one_range_for_all_pictures(tmp_path):
+    root = saved(tmp_path/'d', [(noise(i)*k).astype(np.uint16) for i,k in enumerate((1, 4, 16, 16))])
+    tops = loaded(root).flatten(1).amax(1).tolist()
+    assert tops[0] < 18 and tops[1] < 70 and tops[2] > 230
+
+
+def test_no_number_is_refused(tmp_path):
+    bad = np.full((4, 4), np.nan, np.float32)
+    root = saved(tmp_path/'d', [*(noise(i, (4, 4)).astype(np.float32) for i in range(3)), bad], 'tiff')
+    assert 'b/03.tiff: it holds NaN or infinity' in refusal(root)
+
+
+def test_wide_and_plain_pictures_together(tmp_path):
+    root = saved(tmp_path/'d', [noise(0).astype(np.uint8), (noise(1)*9).astype(np.uint16), noise(2, (9, 9, 3)).astype(np.uint8), on_nothing((0, 0, 0), 3)])
+    got = loaded(root)
+    assert got.shape[1] == 3 and torch.equal(got[0, 1], torch.from_numpy(noise(0)).to(torch.uint8)) and got[1].max() == 255
+
+
+def test_a_set_of_one_picture_is_refused(tmp_path):
+    root = saved(tmp_path/'d', [noise(1).astype(np.uint8)]*7)
+    assert 'all 7 images are the same picture' in refusal(root) and not [*tmp_path.glob('cache/*')]
+    assert 'all 6 images are the same picture' in refusal(saved(tmp_path/'e', [np.zeros((5, 5, 4), np.uint8)]*6))
+
+
+def test_frames_are_counted(tmp_path):
+    root = saved(tmp_path/'d', [noise(i).astype(np.uint8) for i in range(4)], 'gif')
+    Image.fromarray(noise(9).astype(np.uint8)).save(root/'a'/'moving.gif', save_all=True, append_images=[Image.fromarray(noise(8).astype(np.uint8))]*2)
+    Image.fromarray(noise(7).astype(np.uint8)).save(root/'a'/'pages.tiff', save_all=True, append_images=[Image.fromarray(noise(6).astype(np.uint8))])
+    assert '2 have more pages or frames; the first of each was taken' in notes(root)
+
+
+# what is not opened
+
+def test_only_named_formats_are_opened(tmp_path, monkeypatch):
+    root = saved(tmp_path/'d', [noise(i).astype(np.uint8) for i in range(4)])
+    monkeypatch.setenv('PATH', str(tmp_path/'bin'))
+    (tmp_path/'bin').mkdir()
+    (tmp_path/'bin'/'gs').write_text(f'#!/bin/sh\n/usr/bin/touch {tmp_path}/started\n/bin/touch {tmp_path}/started\n')
+    (tmp_path/'bin'/'gs').chmod(0o755)
+    (root/'a'/'page.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n')
+    assert 'a/page.png: it is no PNG' in refusal(root) and not (tmp_path/'started').exists()
+    Image.fromarray(noise(1).astype(np.uint8)).save(root/'a'/'page.png', 'TGA')
+    assert 'a/page.png: it is no PNG' in refusal(root)
+
+
+def test_jfif_and_upper_case_are_images(tmp_path):
+    root = saved(tmp_path/'d', [noise(i).astype(np.uint8) for i in range(4)], 'PNG')
+    Image.fromarray(noise(9).astype(np.uint8)).save(root/'a'/'x.JFIF', 'JPEG')
+    assert len(load(root, 'all')) == 5
+
+
+def test_too_many_pixels_or_bytes(tmp_path, monkeypatch):
+    root = saved(tmp_path/'d', [noise(i).astype(np.uint8) for i in range(4)])
+    wide = io.BytesIO()
+    Image.new('1', (10_000, 9_000)).save(wide, 'PNG')
+    (root/'a'/'wide.png').write_bytes(wide.getvalue())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert 'a/wide.png: it has too many pixels' in refusal(root)
+        assert 'too many pixels' in refusal(zipped(root, tmp_path/'d.zip'))
+    (root/'a'/'wide.png').unlink()
+    with zipfile.ZipFile(tmp_path/'padded.zip', 'w', zipfile.ZIP_DEFLATED) as z:
+        for f in root.rglob('*.png'): z.writestr(f'{f.parent.name}/{f.name}', f.read_bytes() + b'\0'*(300 << 20 if f.name == '00.png' else 0))
+    start = time.perf_counter()
+    assert 'a/00.png: it has 314,57' in refusal(tmp_path/'padded.zip') and time.perf_counter() - start < 5
+    monkeypatch.setattr(folders, 'MOST_BYTES', 50)
+    assert 'up to 50 are read' in refusal(root)
+
+
+def test_a_zip_that_lies_about_a_size(tmp_path):
+    root = saved(tmp_path/'d', [noise(i).astype(np.uint8) for i in range(4)])
+    path = zipped(root, tmp_path/'d.zip')
+    raw = bytearray(path.read_bytes())
+    place = raw.rindex(b'PK\x01\x02')
+    raw[place + 24:place + 28] = struct.pack('<I', 40)
+    path.write_bytes(raw)
+    assert '.png: ' in refusal(path)
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'device', 'socket', 'dangling', 'loop'])
+def test_what_is_no_file(tmp_path, kind):
+    root = saved(tmp_path/'d', [noise(i).astype(np.uint8) for i in range(4)])
+    odd = root/'a'/'x.png'
+    if kind == 'pipe': os.mkfifo(odd)
+    elif kind == 'device': odd.symlink_to('/dev/zero')
+    elif kind == 'dangling': odd.symlink_to(tmp_path/'nothing')
+    elif kind == 'loop': odd.symlink_to(odd)
+    else:
+        short = Path('/tmp')/f'mebqat-{os.getpid()}.s'
+        short.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as s: s.bind(str(short))
+        short.rename(odd) if short.stat().st_dev == root.stat().st_dev else pytest.skip('another disk')
+    start = time.perf_counter()
+    message = refusal(root)
+    assert 'a/x.png' in message and ('link to nothing' if kind in ('dangling', 'loop') else 'pipe or a device') in message
+    assert time.perf_counter() - start < 5 and len(message) < 300
+
+
+def test_links_that_lead_round(tmp_path):
+    root = saved(tmp_path/'d', [noise(i).astype(np.uint8) for i in range(6)])
+    for k in range(3): (root/'a'/f'up{k}').symlink_to(root)
+    (root/'self').symlink_to(root/'self')
+    (root/'c').symlink_to(root/'b')
+    assert load(root, 'all').classes == ('a', 'b', 'c')
+    deep = tmp_path/'deep'
+    for k in range(20):
+        (deep/f'{k:02}').mkdir(parents=True)
+        for j in range(2): (deep/f'{k:02}'/f'{j}').symlink_to(deep/f'{k + 1:02}')
+    (deep/'20').mkdir()
+    start = time.perf_counter()
+    assert 'links' in refusal(deep) and time.perf_counter() - start < 20
+
+
+# folders as people have them
+
+def names_in(tmp_path, *names, as_zip=False):
+    "A tree with a picture of its own under each name."
+    root = tmp_path/f'tree{len([*tmp_path.glob("tree*")])}'
+    for i,n in enumerate(names):
+        (root/n).parent.mkdir(parents=True, exist_ok=True)
+        if n.endswith(('.png', '.PNG')): Image.fromarray(noise(i, (4, 4)).astype(np.uint8)).save(root/n)
+        else: (root/n).write_bytes(b'?')
+    return zipped(root, root.with_suffix('.zip')) if as_zip else root
+
+
+PART_NAMES = [('Train', 'Test'), ('TRAINING', 'TESTING'), ('seg_train', 'seg_test'), ('train_set', 'test_set'), ('train-images', 'eval'), ('Training Set', 'Validation Set'),
+              ('train', 'dev'), ('trainset', 'testset'), ('train', 'Evaluation')]
+
+
+@pytest.mark.parametrize('as_zip', [False, True])
+@pytest.mark.parametrize('parts', PART_NAMES, ids='/'.join)
+def test_usual_names_of_parts(tmp_path, parts, as_zip):
+    for depth in ('{p}/{c}', '{p}/{p}/{c}', 'wrapper/{p}/{c}', 'w/{p}/{p}/{c}'):
+        root = names_in(tmp_path, *(f'{depth.format(p=p, c=c)}/{i}.png' for p in parts for c in 'xy' for i in range(3)), as_zip=as_zip)
+        pool = load(root, 'val' if parts[1] in ('dev', 'Validation Set') else 'test')
+        assert pool.classes == ('x', 'y') and len(pool) == 6 and notes(root) == ''
+
+
+def test_classes_that_only_sound_like_parts(tmp_path):
+    root = names_in(tmp_path, *(f'{c}/{i}.png' for c in ('test tube', 'train', 'crash test', 'development') for i in range(2)))
+    assert load(root, 'all').classes == ('crash test', 'development', 'test tube', 'train')
+
+
+@pytest.mark.parametrize('as_zip', [False, True])
+def test_what_is_passed_over_is_counted(tmp_path, as_zip):
+    root = names_in(tmp_path, 'a/0.png', 'a/1.png', 'b/0.png', *(f'a/{i}.heic' for i in range(12)), *(f'b/{i}.npy' for i in range(8)), 'b/.hidden', 'Thumbs.db', as_zip=as_zip)
+    assert 'took 3 of 23 files as images; passed over 20: 12 .heic, 8 .npy' in notes(root)
+    assert 'took 3 of 23' in notes(root), 'from the cache as well'
+
+
+@pytest.mark.parametrize('aside', ['thumbnails', '@eaDir', '__MACOSX', '.ipynb_checkpoints', 'Thumbnails', 'lost+found'])
+def test_folders_that_hold_no_data(tmp_path, aside):
+    root = names_in(tmp_path, 'cat/0.png', 'cat/1.png', 'dog/0.png', f'cat/{aside}/0.png', f'{aside}/cat/0.png')
+    pool = load(root, 'all')
+    assert pool.classes == ('cat', 'dog') and len(pool) == 3 and f'2 {aside}' in notes(root)
+    (root/'dog'/aside).mkdir()
+    assert len(load(root, 'all')) == 3
+
+
+def test_doubtful_trees_say_how_they_were_read(tmp_path):
+    assert 'unequal depths' in (n := notes(names_in(tmp_path, 'cat/0.png', 'cat/wild/0.png', 'dog/0.png'))) and 'cat and cat/wild' in n
+    assert 'hold the same names' in (n := notes(names_in(tmp_path, 'images/x/0.png', 'images/y/0.png', 'masks/x/0.png', 'masks/y/0.png'))) and 'images/x and masks/x' in n
+    assert 'lie in no folder' in notes(names_in(tmp_path, 'x/0.png', 'y/0.png', 'preview.png'))
+    assert notes(names_in(tmp_path, 'x/0.png', 'y/0.png')) == ''
+
+
+def test_empty_class_of_another_kind_of_file(tmp_path):
+    message = refusal(names_in(tmp_path, 'x/0.png', 'y/0.png', 'z/0.heic'))
+    assert 'folder z holds no images' in message and '1 .heic' in message
+    assert '2 .heic' in refusal(names_in(tmp_path, 'x/0.heic', 'y/0.heic'))
+
+
+def test_unicode_forms_are_one_class(tmp_path):
+    forms = [unicodedata.normalize(f, 'Zürich') for f in ('NFC', 'NFD')]
+    root = names_in(tmp_path, *(f'{c}/{k}.png' for k,c in enumerate(forms)), 'Bern/0.png')
+    assert load(root, 'all').classes == ('Bern', forms[0]) and len(load(root, 'all')) == 3
+    assert load(zipped(root, tmp_path/'u.zip'), 'all').classes == ('Bern', forms[0])
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    root = names_in(tmp_path, 'x/0.png', 'y/0.png')
+    os.rename(os.fsencode(root/'x'), os.path.join(os.fsencode(root), b'caf\xe9'))
+    pool = load(root, 'all')
+    assert pool.classes == ('caf\\xe9', 'y') and load(root, 'all').data == pool.data
+    (root/'y'/'0.png').write_bytes(b'?')
+    refusal(root).encode()
+
+
+def test_zips_from_windows_and_twice_named(tmp_path):
+    path, files = tmp_path/'w.zip', {}
+    for i in range(4):
+        file = io.BytesIO()
+        Image.fromarray(noise(i, (4, 4)).astype(np.uint8)).save(file, 'PNG')
+        files[i] = file.getvalue()
+    with zipfile.ZipFile(path, 'w') as z, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for name, i in (('top\\a\\0.png', 0), ('top\\b\\0.png', 1), ('top\\a\\0.png', 2), ('.\\top\\b\\1.png', 3)):
+            info = zipfile.ZipInfo('x')
+            info.filename = name
+            z.writestr(info, files[i])
+        z.writestr(zipfile.ZipInfo('top/'), b'')
+    pool = load(path, 'all')
+    assert pool.classes == ('a', 'b') and len(pool) == 3 and torch.equal(pool.images[0, 0], torch.from_numpy(noise(2, (4, 4))).to(torch.uint8))
+    assert '1 names stand there more than once' in notes(path)
+
+
+def test_damaged_zips_are_one_line(tmp_path):
+    path = zipped(tree(tmp_path/'d', n=6), tmp_path/'d.zip')
+    raw, kinds, draws = path.read_bytes(), set(), np.random.default_rng(0)
+    directory = raw.index(b'PK\x01\x02')
+    for trial in range(120):
+        bad = bytearray(raw)
+        for _ in range(3): bad[draws.integers(directory, len(raw))] ^= int(draws.integers(1, 256))
+        path.write_bytes(bad[:draws.integers(directory, len(raw))] if trial % 7 == 0 else bad)
+        try: load(path, 'all')
+        except ValueError as e: kinds.add(str(e).partition('(')[0][-20:]) or pytest.fail(str(e)) if '\n' in str(e) else None
+    for version in (99,):
+        bad = bytearray(raw)
+        bad[directory + 6] = version
+        path.write_bytes(bad)
+        assert 'd.zip' in refusal(path)
+
+
+def test_a_folder_of_a_built_in_name_is_told(tmp_path, monkeypatch):
+    tree(tmp_path/'digits', n=4)
+    zipped(tree(tmp_path/'other', n=4), tmp_path/'glyphs.zip')
+    monkeypatch.chdir(tmp_path)
+    for name, there in (('digits', 'digits'), ('glyphs', 'glyphs.zip')):
+        said = notes(name)
+        assert f'passed over {there}' in said and f'give ./{there}' in said
+    assert notes('./digits') == '' and load('./digits', 'all').classes == ('a', 'b', 'c') and load('./digits').drawn == 'content'
+
+
+# memory, caches
+
+def test_what_no_memory_holds_is_refused_first(tmp_path, monkeypatch):
+    root = tree(tmp_path/'d', n=4)
+    for name in ('digits', 'glyphs', root):
+        start = time.perf_counter()
+        message = refusal(name, size=400_000)
+        assert 'TB of memory' in message and 'smaller size=' in message and time.perf_counter() - start < 5
+    monkeypatch.setattr(memory, 'available_memory', lambda root='/': 100_000)
+    assert 'four turns of' in refusal('digits', rotations=True) and 'inverted' in refusal('digits', 'all', invert=True)
+    monkeypatch.setattr(memory, 'available_memory', lambda root='/': None)
+    assert len(load('digits', rotations=True)) == 4308
+
+
+def test_a_limit_on_address_space_counts(tmp_path):
+    code = ("import resource, torch; from mebqat.memory import available_memory\n"
+            "now = available_memory(); resource.setrlimit(resource.RLIMIT_AS, (64 << 30, 64 << 30)); print(now, available_memory())\n"
+            "from mebqat.data import load\ntry: load('digits', size=9000)\nexcept ValueError as e: print(e)")
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert int(out[0].split()[1]) <= 64 << 30 and 'would take' in out[1]
+
+
+def test_a_set_larger_than_memory_is_mapped(tmp_path, monkeypatch):
+    root = tree(tmp_path/'d', n=30)
+    want = {s: load(root, s) for s in ('train', 'val', 'test', 'all')}
+    monkeypatch.setattr(data, 'available_memory', lambda: 10)
+    monkeypatch.setattr(data, 'check_memory', lambda n, what, do: pytest.fail('copied') if 'images' in what else None)
+    got = {s: load(root, s) for s in want}
+    assert all(torch.equal(got[s].images, p.images) and torch.equal(got[s].labels, p.labels) for s,p in want.items())
+    assert got['train'].fingerprint() == want['train'].fingerprint() and got['train'].mean == want['train'].mean
+    files = {*(tmp_path/'cache').iterdir()}
+    assert len(files) == 4
+    if os.path.exists('/proc/self/maps'): assert all(str(f) in Path('/proc/self/maps').read_text() for f in files)
+    got['val'].images.zero_()
+    assert torch.equal(load(root, 'val').images, want['val'].images) and {*(tmp_path/'cache').iterdir()} == files
+    picture(5).save(root/'a'/'new.png')
+    load(root, 'val')
+    assert len({*(tmp_path/'cache').iterdir()} & files) == 0, 'what is stale goes'
+
+
+def test_a_replaced_file_is_noticed(tmp_path):
+    root = tree(tmp_path/'d', n=6)
+    first = load(root, 'all')
+    file, other = root/'a'/'000.png', root/'a'/'001.png'
+    times, size = os.stat(file), max(file.stat().st_size, other.stat().st_size)
+    for f in (file, other): f.write_bytes(f.read_bytes().ljust(size, b'\0'))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    load(root, 'all')
+    time.sleep(.02)
+    file.write_bytes(other.read_bytes())
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = load(root, 'all')
+    assert torch.equal(again.images[0], again.images[1]) and not torch.equal(first.images[0], first.images[1])
+
+
+def test_litter_goes_and_living_parts_stay(tmp_path):
+    root, cache = tree(tmp_path/'d', n=6), tmp_path/'cache'
+    load(root)
+    old, = cache.iterdir()
+    (cache/'.d-x.safetensors.4711.part').write_bytes(b'half')
+    (cache/'keep.txt').write_text('mine')
+    load(tree(tmp_path/'elsewhere'/'d', n=5))
+    kept, = set(cache.glob('d-*')) - {old}
+    living = open(cache/'.living.part', 'wb')
+    assert image_cache._lock(living)
+    picture(3).save(root/'a'/'new.png')
+    load(root)
+    assert {f.name for f in cache.iterdir()} - {f.name for f in cache.glob('d-*')} == {'keep.txt', '.living.part'}
+    assert not old.exists() and kept.exists() and len([*cache.glob('d-*')]) == 2
+
+
+@pytest.mark.parametrize('how', ['KILL', 'INT'])
+def test_an_interrupted_decoding(tmp_path, how):
+    root = tree(tmp_path/'d', n=300, size=(60, 60))
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom mebqat.data import load\nprint('go', flush=True)\nload({str(root)!r})"
+    for wait in (.0, .1, .25):
+        with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as p:
+            p.stdout.readline()
+            time.sleep(wait)
+            p.send_signal(getattr(signal, f'SIG{how}'))
+        left = [f for f in tmp_path.glob('cache/*')]
+        if how == 'INT': assert all(f.suffix == '.safetensors' for f in left)
+        for f in tmp_path.glob('cache/*.safetensors'): f.unlink()
+    load(root)
+    assert [f.suffix for f in tmp_path.glob('cache/*')] == ['.safetensors']
+
+
+def test_headers_are_checked(tmp_path):
+    root = tree(tmp_path/'d', n=6)
+    want = load(root, 'all')
+    file, = (tmp_path/'cache').iterdir()
+    raw, draws = file.read_bytes(), np.random.default_rng(1)
+    room = int.from_bytes(raw[:8], 'little')
+    used = len(raw[8:8 + room].rstrip())
+    for trial in range(60):
+        bad = bytearray(raw)
+        bad[draws.integers(0, 8 + used)] ^= 1 << int(draws.integers(0, 8))
+        file.write_bytes(bad)
+        pool = load(root, 'all')
+        assert pool.fingerprint() == want.fingerprint() and pool.classes == want.classes and pool.data == want.data
+    file.write_bytes(raw[:8] + (b'['*100_000).ljust(room) + raw[8 + room:])
+    assert load(root, 'all').fingerprint() == want.fingerprint()
+
+
+def test_a_cache_of_before_is_still_read(tmp_path):
+    "miniImageNet's caches were written by safetensors itself, with one checksum a tensor."
+    from safetensors.torch import save_file
+    import zlib
+    t = {'images': torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2), 'labels': torch.tensor([1, 0])}
+    about = {'classes': ['a', 'b'], 'crc': {k: zlib.crc32(v.numpy()) for k,v in t.items()}}
+    save_file(t, tmp_path/'old.safetensors', metadata={'about': json.dumps(about)})
+    read, get = image_cache.read_cache(tmp_path/'old.safetensors')
+    assert read['classes'] == ['a', 'b'] and all(torch.equal(get(k), v) for k,v in t.items())
+
+
+def test_no_home_is_no_error(tmp_path):
+    root = tree(tmp_path/'d', n=6)
+    env = {k: v for k,v in os.environ.items() if k not in ('HOME', 'MEBQAT_CACHE')}
+    code = f"import os, pathlib\ndef nowhere(cls): raise RuntimeError('Could not determine home directory.')\npathlib.Path.home = classmethod(nowhere)\nfrom mebqat.data import load, cache_dir\nprint(len(load({str(root)!r}, 'all')), cache_dir())"
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+    assert out.stdout.startswith('18 ') and not out.stderr and not Path(out.stdout.split()[1]).exists()
+
+
+def test_sums_are_the_same_in_pieces(tmp_path):
+    big = torch.randint(256, (70, 3, 90, 111), dtype=torch.uint8, generator=gen())
+    wide = big.flatten(2).long()
+    assert torch.equal(image_cache.moments(big), torch.stack([wide.sum(2), (wide*wide).sum(2)], 1))
+    for n in (0, 1, 5): assert image_cache.moments(big[:n]).shape == (n, 2, 3)
+    file = tmp_path/'x.safetensors'
+    image_cache.write_tensors(file, {'a': image_cache.Entry((70, 3, 90, 111), lambda: (b.numpy() for b in big.split(9))), 'b': image_cache.Entry((0,), lambda: [], 'int64')}, dict)
+    about, get = image_cache.read_cache(file)
+    assert torch.equal(get('a'), big) and len(about['crc']['a']) == 1 and get('b').shape == (0,)
+
+
+def test_a_large_file_has_many_checksums(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_cache, 'PIECE', 1000)
+    x = torch.randint(256, (77, 1, 7, 11), dtype=torch.uint8, generator=gen())
+    file = tmp_path/'x.safetensors'
+    image_cache.write_cache(file, {'x': x}, {})
+    about, get = image_cache.read_cache(file)
+    assert len(about['crc']['x']) == 6 and torch.equal(get('x'), x)
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 4
+    file.write_bytes(raw)
+    with pytest.raises(image_cache.Damaged): image_cache.read_cache(file)[1]('x')
 
 
 # glyphs
@@ -744,5 +1330,5 @@ def test_few_shot_sets_are_found_by_name(real, monkeypatch):
 def test_other_modules_are_not_imported():
     code = "import sys, mebqat; a = set(sys.modules); import mebqat.data; print(*sorted(set(sys.modules) - a))"
     new = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
-    assert [m for m in new if m.startswith('mebqat')] == ['mebqat.data', 'mebqat.files', 'mebqat.folders', 'mebqat.glyphs', 'mebqat.pools']
+    assert [m for m in new if m.startswith('mebqat')] == ['mebqat.data', 'mebqat.files', 'mebqat.folders', 'mebqat.glyphs', 'mebqat.image_cache', 'mebqat.memory', 'mebqat.pictures', 'mebqat.pools']
     assert not {'sklearn', 'scipy', 'torchvision', 'fastcore', 'IPython'} & set(new)

@@ -13,12 +13,13 @@ import json, resource, sys, time, warnings
 warnings.simplefilter('ignore')
 from mebqat.data import load
 def status(key): return next((int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith(key)), 0)
-imported, start = status('VmRSS'), time.perf_counter()
+imported, anonymous, start = status('VmRSS'), status('RssAnon'), time.perf_counter()
+began = time.process_time()
 pool = load(sys.argv[1], sys.argv[2])
-took = time.perf_counter() - start
+took, worked = time.perf_counter() - start, time.process_time() - began
 pool.batch(slice(0, 64))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
-print(json.dumps({'s': round(took, 2), 'peak MB': round((peak - imported)/1e6), 'held MB': round(status('RssAnon')/1e6),
+print(json.dumps({'s': round(took, 2), 'cpu s': round(worked, 2), 'peak MB': round((peak - imported)/1e6), 'held MB': round((status('RssAnon') - anonymous)/1e6),
                   'images': len(pool), 'classes': len(pool.classes), 'shape': list(pool.images.shape[1:])}))
 '''
 
