@@ -1,5 +1,7 @@
 "The command line: every command does its work, and bad input gets one clear line, exit code 2 and no litter."
-import io, json, os, pickle, socket, subprocess, sys, zipfile
+import io, json, os, pickle, re, signal, socket, subprocess, sys, time, urllib.request, zipfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -437,3 +439,144 @@ def test_ctrl_c_before_training_is_one_line(monkeypatch, tmp_path):
 def test_the_installed_command_is_this_one(tmp_path):
     done = process('--version', cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ''
+
+
+# However it ends, it ends in words
+
+STOPS = [getattr(signal, n) for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, n)]
+
+
+@contextmanager
+def begun(*args, module='mebqat.start', **kw):
+    "A command under way in a process of its own, killed in the end."
+    p = subprocess.Popen([sys.executable, '-m', module, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **kw)
+    try: yield p
+    finally:
+        p.kill()
+        p.communicate()
+
+
+def ended(p, signum, times=1):
+    "What a command says when it is asked to end, some times in a row, with its exit code and no traceback."
+    for _ in range(times):
+        if p.poll() is None: p.send_signal(signum)
+        time.sleep(.02)
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 128 + signum and 'Traceback' not in err and 'Exception ignored' not in err, (p.returncode, err)
+    return err
+
+
+@pytest.mark.parametrize('seconds, times', [(.4, 1), (.7, 5), (1.2, 5), (2, 1)])
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, seconds, times):
+    with begun('train', '--out', tmp_path/'run', '--epochs', 400, '--no-compile', *COMMON) as p:
+        time.sleep(seconds)
+        err = ended(p, signal.SIGINT, times)
+    assert len([line for line in err.splitlines() if not line.startswith('step ')]) == 1
+
+
+@pytest.mark.parametrize('module, signum', zip(['mebqat.start', 'mebqat.cli', 'mebqat.start'], STOPS), ids=str)
+def test_a_demo_ends_in_one_line(tmp_path, module, signum):
+    with begun('demo', '--out', tmp_path/'demo', module=module) as p:
+        assert 'trained in' in p.stderr.readline()
+        last = ended(p, signum, 3).splitlines()[-1]
+    assert last == 'interrupted' or last.startswith(('stopped after step', 'interrupted; go on'))
+
+
+@pytest.mark.parametrize('code, wanted', [
+    ('import time\ntime.sleep(60)', 'interrupted\n'),
+    ('import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: raise ImportError("half a module")', 'interrupted\n'),
+    ('import time\nclass Kept(KeyboardInterrupt): pass\ntry: time.sleep(60)\nexcept KeyboardInterrupt: raise Kept("stopped: 3 policies kept")', 'stopped: 3 policies kept\n'),
+    ('from importlib import import_module\nimport_module("slow")', 'interrupted\n'),
+    ('import time\nclass Late:\n    def __del__(self): time.sleep(60)\nlate = Late()\ndel late', 'interrupted\n')],
+    ids=['at work', 'an import cut in two', 'a command that keeps its work', 'a lazy import', 'where nobody can catch it'])
+@pytest.mark.parametrize('signum', STOPS[::2], ids=lambda s: s.name)
+def test_a_signal_in_a_command_is_one_line(tmp_path, code, wanted, signum):
+    (tmp_path/'slow.py').write_text('import time\ntry: time.sleep(60)\nexcept BaseException: pass')
+    body = code.replace('\n', '\n        ')
+    program = f"""import sys, typer
+from mebqat.console import clear_errors
+from mebqat.process import run
+app = typer.Typer()
+@app.command()
+def work():
+    with clear_errors():
+        print('ready', file=sys.stderr)
+        {body}
+run(app)"""
+    p = subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    assert p.stderr.readline() == 'ready\n'
+    time.sleep(.3)
+    assert ended(p, signum, 5) == wanted
+
+
+def test_a_log_that_nobody_reads_ends_no_training(tmp_path):
+    train = [sys.executable, '-m', 'mebqat.cli', 'train', '--epochs', '3', '--method', 'float', *map(str, COMMON)]
+    with open('/dev/full', 'w') as full:
+        assert subprocess.run([*train, '--out', str(tmp_path/'full')], stderr=full).returncode == 0
+    p = subprocess.Popen([*train, '--out', str(tmp_path/'pipe')], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    p.stderr.readline()
+    p.stderr.close()  # as `| head -1` does
+    p.stdout.close()
+    assert p.wait(120) == 0
+    for name in ('full', 'pipe'): assert len(open_run(tmp_path/name).history) == 3
+
+
+@pytest.mark.parametrize('args', [('info', 'RUN', '--json'), ('info', 'RUN'), ('surface', 'RUN', '--bits', 'W4A4', '--out', 'OUT', '--json'), ('--help',), ('--version',)], ids=' '.join)
+def test_a_result_that_cannot_be_written_is_one_line(runs, tmp_path, args):
+    args = [str({'RUN': runs/'mebqat', 'OUT': tmp_path/'out'}.get(a, a)) for a in args]
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-m', 'mebqat.start', *args], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr == 'mebqat: the result could not be written to standard output: No space left on device\n'
+    p = subprocess.Popen([sys.executable, '-m', 'mebqat.start', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.close()
+    assert p.stderr.read() == 'mebqat: the result could not be written to standard output: Broken pipe\n' and p.wait(60) == 2
+    with open('/dev/full', 'w') as full: assert subprocess.run([sys.executable, '-m', 'mebqat.start', *args], stdout=full, stderr=full).returncode == 2
+
+
+def test_a_warning_is_a_note_of_one_line_said_once(tmp_path, monkeypatch):
+    import warnings
+    def say(*args, **kw):
+        for _ in range(3): warnings.warn('few images: take a smaller\n batch_size=16')
+        return 7
+    monkeypatch.setattr('mebqat.runs.train_run', say)
+    done = cli('train', '--out', tmp_path/'run', *COMMON)
+    assert done.stderr.splitlines()[0] == 'note: few images: take a smaller --batch-size 16' and done.stderr.count('note:') == 1
+
+
+def test_train_longer_by_the_command(tmp_path):
+    small = ('--method', 'float', '--out', tmp_path/'run', *COMMON)
+    good('train', '--epochs', 1, *small)
+    assert 'to make it longer, go on with resume (--resume)' in refused('train', '--epochs', 2, *small, names='--epochs 1')
+    assert f'note: {tmp_path/"run"} goes on from step' in good('train', '--epochs', 2, *small, '--resume').stderr
+    assert 'not shorter' in refused('train', '--epochs', 1, *small, '--resume', names='--epochs')
+    assert 'note: ' in good('train', '--epochs', 1, *small[:3], tmp_path/'new', *COMMON, '--resume').stderr
+
+
+def alive(pid):
+    try: return not open(f'/proc/{pid}/stat').read().rpartition(')')[2].startswith(' Z')
+    except OSError: return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks for processes in /proc')
+@pytest.mark.parametrize('signum, code', [*((s, 128 + s) for s in STOPS[1:]), (getattr(signal, 'SIGKILL', 9), -9)], ids=str)
+def test_explore_takes_its_server_with_it(tmp_path, signum, code):
+    pytest.importorskip('voila', reason="voila is not installed; get it with: pip install 'mebqat[dev]'")
+    with begun('explore', 'digits_exploration', '--no-open', env=os.environ | {'TMPDIR': str(tmp_path)}) as p:
+        url = re.search(r'http://127.0.0.1:(\d+)/\S+', p.stderr.readline())
+        with urllib.request.urlopen(url[0], timeout=120) as page: assert page.status == 200  # now there is a kernel, too
+        children = [int(f.parent.name) for f in Path('/proc').glob('[0-9]*/environ')
+                    if alive(f.parent.name) and f'TMPDIR={tmp_path}\0'.encode() in read(f)]
+        assert len(children) >= 2 and p.pid in children
+        p.send_signal(signum)
+        assert p.wait(60) == code
+        end = time.monotonic() + 60
+        while any(map(alive, children)) and time.monotonic() < end: time.sleep(.1)
+        assert not any(map(alive, children)) and not list(tmp_path.glob('mebqat-*'))
+        assert 'Traceback' not in p.stderr.read()
+
+
+def read(file):
+    try: return file.read_bytes()
+    except OSError: return b''
