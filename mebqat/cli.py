@@ -179,7 +179,8 @@ def surface(
         from mebqat.runs.surfaces import surface_of_run
         opened, folder = open_run(run), results_folder(run, out)
         if download: opened.pool(split, data, download=True)
-        request = surface_of_run(opened, bits, split, data, changed_data, **{k: v for k,v in given.items() if v is not None})
+        few_shot = {k: v for k,v in given.items() if v is not None}
+        request = surface_of_run(opened, bits, split, data, changed_data, **few_shot)
         tune(threads, compile)
         report = request.measure(folder)
         report.save(folder)
@@ -228,7 +229,8 @@ def search(
     json_: AsJson = False,
 ):
     "Find a policy."
-    with clear_errors('threads', 'download', 'changed_data', 'widths', 'population', 'generations', 'by', 'fitness_images'):
+    with clear_errors('threads', 'download', 'changed_data', 'widths', 'population', 'generations', 'by',
+                      'fitness_images'):
         from mebqat.mixed.space import Budget
         from mebqat.runs import open_run
         from mebqat.runs import search as searching
@@ -241,8 +243,8 @@ def search(
         if download: opened.pool('val', data, download=True)
         pool = searching.held_out(opened, fitness_images, data)
         tune(threads)
-        found = searching.search_run(opened, space, budget, folder, method, pool, resume, data, by, changed_data, _generation(by),
-                                     **settings)
+        found = searching.search_run(opened, space, budget, folder, method, pool, resume, data, by, changed_data,
+                                     _generation(by), **settings)
         searching.keep_found(found, folder)
         _tell_found(found, folder, json_)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import check_shape, parse_json, read_some
+from .files import check_json, parse_json, read_some
 from .memory import check_memory
 
 # %% ../nbs/17_pools.ipynb #50614b8f
@@ -255,8 +255,9 @@ def read_split(
                                 'train, val and test')
     try:
         lists = parse_json(read_some(path))
-        check_shape(lists, {s: [str] for s in SPLITS} | {'...': object})
-    except ValueError as e: raise ValueError(f'{path}: {e}; a split file lists classes under train, val and test') from None
+        check_json(lists, {s: [str] for s in SPLITS} | {'...': object})
+    except ValueError as e:
+        raise ValueError(f'{path}: {e}; a split file lists classes under train, val and test') from None
     for s in SPLITS:
         for c in lists[s]:
             if c not in known:

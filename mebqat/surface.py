@@ -321,8 +321,8 @@ def draw_surface(
 # %% ../nbs/10_surface.ipynb #a6a8dce9
 _POINT = {'bits': str, 'accuracy': float, 'low': float|None, 'high': float|None, 'n': int, 'bytes?': float|None,
           'bitops?': float|None, 'loss?': float|None}
-SURFACE = Kind('mebqat-surface', 2, {'title': str, 'meta': dict, 'points': [_POINT]}, 'make one with: mebqat surface RUN',
-               older=(1,))
+SURFACE = Kind('mebqat-surface', 2, {'title': str, 'meta': dict, 'points': [_POINT]},
+               'make one with: mebqat surface RUN', older=(1,))
 
 
 def dumps(

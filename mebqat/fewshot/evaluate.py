@@ -86,7 +86,8 @@ def same_episodes(
             raise ValueError(f'{name} was measured on other episodes: {k} {there.get(k)} there, {here.get(k)} here')
 
 # %% ../../nbs/fewshot/01_evaluate.ipynb #8477d9d5
-EPISODES = Kind('mebqat-episodes', 1, {'title': str, 'meta': dict, 'costs': {str: list}}, 'make one with: mebqat surface RUN')
+EPISODES = Kind('mebqat-episodes', 1, {'title': str, 'meta': dict, 'costs': {str: list}},
+                'make one with: mebqat surface RUN')
 
 
 class EpisodeScores:
@@ -137,7 +138,8 @@ class EpisodeScores:
             pairs = sorted(map(Bits.parse, tensors))
             return cls({b: tensors[str(b)] for b in pairs}, about['title'], about['meta'],
                        {b: tuple(about['costs'][str(b)]) for b in pairs if str(b) in about['costs']})
-        except (KeyError, ValueError) as e: raise ValueError(f'{path}: damaged episodes: {e}; {EPISODES.again}') from None
+        except (KeyError, ValueError) as e:
+            raise ValueError(f'{path}: damaged episodes: {e}; {EPISODES.again}') from None
 
     def __repr__(self): return f'EpisodeScores({self.title}: {len(self.accuracy)} pairs, {self.n} episodes)'
 

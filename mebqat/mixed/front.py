@@ -31,7 +31,8 @@ def _non_dominated(points, costs) -> list[Scored]:
 
 # %% ../../nbs/mixed/07_front.ipynb #c2047111
 _ROW = {'method': str, 'fitness': float, 'bytes': float, 'bitops': int, 'policy': {str: str}}
-FRONT = Kind('mebqat-front', 2, {'title': str, 'meta': dict, 'points': [_ROW]}, 'make one with: mebqat search RUN', older=(1,))
+FRONT = Kind('mebqat-front', 2, {'title': str, 'meta': dict, 'points': [_ROW]}, 'make one with: mebqat search RUN',
+             older=(1,))
 
 
 class Front:

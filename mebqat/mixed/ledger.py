@@ -26,7 +26,8 @@ from ..train import Interrupted, progress
 
 # %% ../../nbs/mixed/05_ledger.ipynb #a73bc7ac
 SEARCH = Kind('mebqat-search', 2, {
-    'method': str, 'config': dict, 'budget': dict|None, 'meta': dict, 'space': {'layers': [dict], 'choices': {str: str}},
+    'method': str, 'config': dict, 'budget': dict|None, 'meta': dict,
+    'space': {'layers': [dict], 'choices': {str: str}},
     'finished': bool, 'seconds': float, 'details': dict, 'generations': [dict], 'evaluated': [(str, float)]},
     'run the search again', older=(1,))
 

@@ -187,7 +187,8 @@ def _of_json(file) -> dict:
     try: doc = parse_json(read_some(file))
     except ValueError as e: raise ValueError(f'{file}: {e}') from None
     kind = doc.get('format')
-    if not isinstance(kind, str) or kind not in _JSON: raise ValueError(f'{file} is no file of mebqat: it names no kind that this version knows')
+    if not isinstance(kind, str) or kind not in _JSON:
+        raise ValueError(f'{file} is no file of mebqat: it names no kind that this version knows')
     return _JSON[kind](file, doc)
 
 
@@ -195,7 +196,7 @@ def _header(file) -> dict:
     "What a safetensors file says about itself."
     with suppress(OSError, SafetensorError), safe_open(file, 'pt') as f:
         words = f.metadata() or {}
-        if 'about' in words and 'mebqat' not in words: return {'format': _CACHE}
+        if 'about' in words: return {'format': _CACHE}
     return load_whole(file)[1]
 
 # %% ../../nbs/runs/15_facts.ipynb #c9442f4b

@@ -265,7 +265,8 @@ def surface_of_run(
     **episodes,      # Few-shot: the other fields of `EpisodeSurface`
 ) -> ImageSurface|EpisodeSurface: # A request that can be measured
     "Write down what to measure; ValueError where it cannot be."
-    if run.spec.trains_on == 'episodes': return EpisodeSurface(run, bits, split, data, changed_data=changed_data, **episodes)
+    if run.spec.trains_on == 'episodes':
+        return EpisodeSurface(run, bits, split, data, changed_data=changed_data, **episodes)
     for name in episodes:
         raise ValueError(f'{name}= is for few-shot runs; {run.path} is a {run.spec.method} run')
     return ImageSurface(run, bits, split, data, changed_data)
