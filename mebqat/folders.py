@@ -50,7 +50,7 @@ def _walk(path:Path) -> tuple[dict[str, FileState|None], list[str]]:
                 waiting.append((name, around | {place}))
     return files, dirs
 
-# %% ../nbs/14_folders.ipynb #0397bdb7
+# %% ../nbs/14_folders.ipynb #295b1e82
 BAD_ZIP = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, struct.error, zlib.error,
            zipfile.BadZipFile)
 
@@ -81,7 +81,7 @@ def _entries(archive:zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], list[
         else: files[clean] = info
     return files, dirs, twice
 
-# %% ../nbs/14_folders.ipynb #dbdd9b83
+# %% ../nbs/14_folders.ipynb #347d6a00
 MOST_BYTES = 1 << 28
 
 
@@ -93,7 +93,7 @@ def _file_size(known:FileState|zipfile.ZipInfo|None) -> int:
         raise ValueError(f'it has {known.file_size:,} bytes; up to {MOST_BYTES:,} are read')
     return known.file_size
 
-# %% ../nbs/14_folders.ipynb #06c13d35
+# %% ../nbs/14_folders.ipynb #1435ee47
 @dataclass
 class Tree:
     "A folder or zip of files."
@@ -142,7 +142,7 @@ class Tree:
         for name in sorted(files): digest.update(repr((name, files[name] and files[name][:3])).encode())
         return digest.hexdigest()[:24]
 
-# %% ../nbs/14_folders.ipynb #f34f94e4
+# %% ../nbs/14_folders.ipynb #8c24ccb6
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm',
             '.pnm'}
 METADATA = {'__macosx', '@eadir', 'thumbnails', 'lost+found', '$recycle.bin', 'system volume information'}
@@ -203,7 +203,7 @@ def part_of(
     words = [w for w in re.split(r'[^a-z0-9]+', folder.lower()) if w and w not in FILLERS]
     return PARTS.get(words[0]) if len(words) == 1 and folder not in HALVES else None
 
-# %% ../nbs/14_folders.ipynb #47413d66
+# %% ../nbs/14_folders.ipynb #ec93e4ac
 def class_name(
     folders:tuple[str, ...], # What remains of a folder's path
 ) -> str:                    # With `/` between
@@ -242,7 +242,7 @@ def _parts(path:Path, images:list[str]) -> dict[str, tuple[str, tuple[str, ...]]
     if 'train' not in parts: raise ValueError(f'{path} has no train folder beside {", ".join(sorted(parts))}')
     return out
 
-# %% ../nbs/14_folders.ipynb #09e3718e
+# %% ../nbs/14_folders.ipynb #31e63eec
 def _doubts(classes:set[tuple[str, ...]]) -> list[str]:
     "What the classes of a tree make one wonder, in words."
     out, ordered = [], sorted(classes, key=lambda c: (len(c), c))
@@ -282,7 +282,7 @@ def _check_filled(path:Path, dirs:list[str], contents:Contents):
         notes = ''.join(f' ({n})' for n in contents.notes()[:1])
         raise ValueError(f'{path}: folder {class_name((empty[0],))} holds no images; fill it or remove it{notes}')
 
-# %% ../nbs/14_folders.ipynb #888b23b9
+# %% ../nbs/14_folders.ipynb #47b21b95
 def listing(
     tree:Tree|str|Path, # Folder or zip
 ) -> Listing:           # Its classes and images
