@@ -50,9 +50,8 @@ def _walk(path:Path) -> tuple[dict[str, FileState|None], list[str]]:
                 waiting.append((name, around | {place}))
     return files, dirs
 
-# %% ../nbs/14_folders.ipynb #295b1e82
-BAD_ZIP = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, struct.error, zlib.error,
-           zipfile.BadZipFile)
+# %% ../nbs/14_folders.ipynb #0e4bce9b
+BAD_ZIP = (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 def _open_zip(path:Path) -> zipfile.ZipFile:
@@ -81,7 +80,7 @@ def _entries(archive:zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], list[
         else: files[clean] = info
     return files, dirs, twice
 
-# %% ../nbs/14_folders.ipynb #347d6a00
+# %% ../nbs/14_folders.ipynb #e3e40450
 MOST_BYTES = 1 << 28
 
 
@@ -93,7 +92,7 @@ def _file_size(known:FileState|zipfile.ZipInfo|None) -> int:
         raise ValueError(f'it has {known.file_size:,} bytes; up to {MOST_BYTES:,} are read')
     return known.file_size
 
-# %% ../nbs/14_folders.ipynb #1435ee47
+# %% ../nbs/14_folders.ipynb #3762183a
 @dataclass
 class Tree:
     "A folder or zip of files."
@@ -142,7 +141,7 @@ class Tree:
         for name in sorted(files): digest.update(repr((name, files[name] and files[name][:3])).encode())
         return digest.hexdigest()[:24]
 
-# %% ../nbs/14_folders.ipynb #8c24ccb6
+# %% ../nbs/14_folders.ipynb #6b6f6a69
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm',
             '.pnm'}
 METADATA = {'__macosx', '@eadir', 'thumbnails', 'lost+found', '$recycle.bin', 'system volume information'}
@@ -203,7 +202,7 @@ def part_of(
     words = [w for w in re.split(r'[^a-z0-9]+', folder.lower()) if w and w not in FILLERS]
     return PARTS.get(words[0]) if len(words) == 1 and folder not in HALVES else None
 
-# %% ../nbs/14_folders.ipynb #ec93e4ac
+# %% ../nbs/14_folders.ipynb #ef3e50e7
 def class_name(
     folders:tuple[str, ...], # What remains of a folder's path
 ) -> str:                    # With `/` between
@@ -242,7 +241,7 @@ def _parts(path:Path, images:list[str]) -> dict[str, tuple[str, tuple[str, ...]]
     if 'train' not in parts: raise ValueError(f'{path} has no train folder beside {", ".join(sorted(parts))}')
     return out
 
-# %% ../nbs/14_folders.ipynb #31e63eec
+# %% ../nbs/14_folders.ipynb #8b858840
 def _doubts(classes:set[tuple[str, ...]]) -> list[str]:
     "What the classes of a tree make one wonder, in words."
     out, ordered = [], sorted(classes, key=lambda c: (len(c), c))
@@ -282,7 +281,7 @@ def _check_filled(path:Path, dirs:list[str], contents:Contents):
         notes = ''.join(f' ({n})' for n in contents.notes()[:1])
         raise ValueError(f'{path}: folder {class_name((empty[0],))} holds no images; fill it or remove it{notes}')
 
-# %% ../nbs/14_folders.ipynb #47b21b95
+# %% ../nbs/14_folders.ipynb #4fb5d1b9
 def listing(
     tree:Tree|str|Path, # Folder or zip
 ) -> Listing:           # Its classes and images
