@@ -6,7 +6,7 @@
 __all__ = ['PIECE', 'VERSION', 'Source', 'moments', 'mean_std', 'key_of', 'data_print', 'Entry', 'write_tensors', 'Damaged',
            'read_cache', 'write_cache', 'cache_dir', 'Form', 'image_folders', 'mapped_rows']
 
-# %% ../nbs/15_image_cache.ipynb #751bf3c5
+# %% ../nbs/15_image_cache.ipynb #07cfcb79
 import hashlib, json, math, mmap, os, re, shutil, tempfile, warnings, zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +27,7 @@ from .folders import BAD_ZIP, Listing, Tree, class_name, listing
 from .memory import check_memory
 from .pictures import Survey, as_bytes, colourless, open_picture, strict_pixels, unusual, upright
 
-# %% ../nbs/15_image_cache.ipynb #42e407c2
+# %% ../nbs/15_image_cache.ipynb #8deac603
 @dataclass(frozen=True)
 class Source:
     "A data set before it is split."
@@ -62,7 +62,7 @@ def mean_std(
     std = (squares - total**2).clamp_min(0).sqrt()
     return tuple((total/255).tolist()), tuple(torch.where(std > 0, std/255, 1.).tolist())
 
-# %% ../nbs/15_image_cache.ipynb #d50a40dd
+# %% ../nbs/15_image_cache.ipynb #1af93b88
 def key_of(
     content:bytes, # A file, or the bytes of an image
 ) -> int:          # 0 to 2**63 - 1
@@ -71,12 +71,14 @@ def key_of(
 
 
 def data_print(
-    rows:Iterable[tuple[str, str, str]], # Part, class and digest of each image
-) -> str:                                # Sixteen hexadecimal digits
+    rows:Iterable[tuple], # Part, class and digest of each image
+) -> str:                 # Sixteen hexadecimal digits
     "What stands for a data set, in whatever order it is read."
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for row in sorted(rows): digest.update(ascii(row).encode())
+    return digest.hexdigest()[:16]
 
-# %% ../nbs/15_image_cache.ipynb #c72055c2
+# %% ../nbs/15_image_cache.ipynb #ac8fd984
 PIECE = 1 << 24
 _TYPES = {'uint8': 'U8', 'int64': 'I64'}
 
@@ -116,7 +118,7 @@ def _lock(file) -> bool:
     except OSError: return False
     return True
 
-# %% ../nbs/15_image_cache.ipynb #ff2d3ce8
+# %% ../nbs/15_image_cache.ipynb #86545902
 def write_tensors(
     file:Path,                 # Where to
     entries:dict[str, Entry],  # What, in order
@@ -145,7 +147,7 @@ def write_tensors(
         f.flush()
         os.fsync(f.fileno())
 
-# %% ../nbs/15_image_cache.ipynb #b43067e3
+# %% ../nbs/15_image_cache.ipynb #49fe56c1
 class Damaged(ValueError):
     "A cache does not hold what was written."
 
@@ -179,7 +181,7 @@ def _mapped(file:Path, start:int, size:int) -> Tensor:
         else: room = mmap.mmap(f.fileno(), start + size, access=mmap.ACCESS_COPY)
     return torch.frombuffer(room, dtype=torch.uint8, count=size, offset=start)
 
-# %% ../nbs/15_image_cache.ipynb #5f167235
+# %% ../nbs/15_image_cache.ipynb #386eb570
 def _fetch(file:Path, header:dict, about:dict, start:int, key:str) -> Tensor:
     "One tensor of a cache: bytes are mapped, whole numbers read; `Damaged` where a checksum differs."
     (first, last), shape = header[key]['data_offsets'], header[key]['shape']
@@ -194,7 +196,7 @@ def _fetch(file:Path, header:dict, about:dict, start:int, key:str) -> Tensor:
         _checked.add(mark)
     return (flat if header[key]['dtype'] == 'U8' else flat.clone().view(torch.int64)).view(shape)
 
-# %% ../nbs/15_image_cache.ipynb #0e93678f
+# %% ../nbs/15_image_cache.ipynb #e392a902
 def read_cache(
     file:Path, # Written by `write_cache`
 ) -> tuple[dict, Callable[[str], Tensor]] | None: # What it says about itself, and a way to fetch one tensor
@@ -213,7 +215,7 @@ def write_cache(
                for k,t in tensors.items()}
     with suppress(OSError): write_tensors(file, entries, lambda: about)
 
-# %% ../nbs/15_image_cache.ipynb #13c919ca
+# %% ../nbs/15_image_cache.ipynb #1f5950a8
 @cache
 def _passing() -> tempfile.TemporaryDirectory:
     "A folder for this process alone."
@@ -237,7 +239,7 @@ def _cache_file(tree:Tree, options:tuple) -> tuple[Path, dict]:
     stem = re.sub(r'[^\w.-]', '_', class_name((tree.path.stem,)))[:60]
     return cache_dir()/f'{stem}-{digest}.safetensors', origin
 
-# %% ../nbs/15_image_cache.ipynb #52093583
+# %% ../nbs/15_image_cache.ipynb #82b724eb
 def _sweep(file:Path, origin:dict):
     "Remove from the folder of a new cache what it replaces, and the parts of writers that are gone."
     stem = re.escape(file.name[:-len('-.safetensors') - 24])
@@ -251,7 +253,7 @@ def _sweep(file:Path, origin:dict):
             older = was.get('version') != VERSION
             if older or (was['source'] == origin['source'] and was['state'] != origin['state']): other.unlink()
 
-# %% ../nbs/15_image_cache.ipynb #75214222
+# %% ../nbs/15_image_cache.ipynb #a13d200f
 _BROKEN = (SyntaxError, *BAD_ZIP, MemoryError, ArithmeticError, LookupError, AttributeError, TypeError)
 
 
@@ -290,7 +292,7 @@ class Form:
         except _BROKEN as e: raise self.refusal(name, e) from e
         return (a[None] if a.ndim == 2 else a.transpose(2, 0, 1)), digest, more
 
-# %% ../nbs/15_image_cache.ipynb #5d4c010f
+# %% ../nbs/15_image_cache.ipynb #655a9290
 def _first_form(tree:Tree, names:list[str], size:int|None, gray:bool|None) -> Form:
     "What the first image says about all."
     form = Form(tree, size, gray)
@@ -329,7 +331,7 @@ def _block(form:Form, names:list[str]) -> tuple[np.ndarray, list[bytes], int]:
         n_more += more
     return out, digests, n_more
 
-# %% ../nbs/15_image_cache.ipynb #782e598f
+# %% ../nbs/15_image_cache.ipynb #de7153d9
 def _blocks(form:Form, names:list[str]) -> Iterator[tuple[np.ndarray, list[bytes], int]]:
     "Every named image in order, a block at a time."
     n = max(1, min(256, (1 << 22)//max(1, math.prod(form.shape))))
@@ -348,7 +350,7 @@ def _blocks(form:Form, names:list[str]) -> Iterator[tuple[np.ndarray, list[bytes
                 bar.update(len(block[1]))
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/15_image_cache.ipynb #1fc2b53f
+# %% ../nbs/15_image_cache.ipynb #53612dda
 @dataclass
 class _Decoded:
     "What is learnt about the images of a tree while they are decoded."
@@ -383,10 +385,11 @@ class _Decoded:
         if self.more: notes.append(f'{self.more:,} have more pages or frames; the first of each was taken')
         return notes
 
-# %% ../nbs/15_image_cache.ipynb #4623407a
+# %% ../nbs/15_image_cache.ipynb #87b8fc82
 def _described(found:Listing, decoded:_Decoded, origin:dict) -> dict:
     "What a cache says about itself."
-    rows = [(p, c, d.hex()) for (p, c), d in zip(((p, c) for p,r in found.parts.items() for c,_ in r), decoded.digests)]
+    homes = ((p, c) for p,rows in found.parts.items() for c,_ in rows)
+    rows = ((*home, digest) for home, digest in zip(homes, decoded.digests))
     return dict(classes=found.classes, parts={p: len(rows) for p,rows in found.parts.items()}, data=data_print(rows),
                 notes=found.notes + decoded.notes(), origin=origin)
 
@@ -404,7 +407,7 @@ def _writable(file:Path, n_bytes:int) -> bool:
         return os.access(file.parent, os.W_OK) and shutil.disk_usage(file.parent).free > n_bytes + (1 << 26)
     except OSError: return False
 
-# %% ../nbs/15_image_cache.ipynb #bdd7e3f0
+# %% ../nbs/15_image_cache.ipynb #defe1803
 def _decode_tree(tree:Tree, file:Path, origin:dict, size:int|None, gray:bool|None) -> tuple[dict, Callable]:
     "Decode a tree into its cache, or into memory; what it says about itself, and a way to fetch one tensor."
     found = listing(tree)
@@ -439,7 +442,7 @@ def _decode_as(form:Form, found:Listing, names:list[str], file:Path, origin:dict
     rest = {k: torch.from_numpy(np.concatenate(list(e.blocks()))) for k,e in entries.items() if k != 'images'}
     return about(), {'images': torch.from_numpy(kept), **rest}.__getitem__
 
-# %% ../nbs/15_image_cache.ipynb #1355c039
+# %% ../nbs/15_image_cache.ipynb #e72b8490
 def image_folders(
     path:str|Path,       # Folder or zip
     size:int|None=None,  # Pixels a side (centre square, bilinear); `None` keeps the files' own
@@ -463,7 +466,7 @@ def image_folders(
     for note in about['notes']: warnings.warn(f'{path.name}: {note}', stacklevel=2)
     return Source(path.stem, tuple(about['classes']), tuple(about['parts']), fetch, data=about['data'], file=file)
 
-# %% ../nbs/15_image_cache.ipynb #e3e33085
+# %% ../nbs/15_image_cache.ipynb #85ab7bda
 def mapped_rows(
     file:Path,                             # The cache that the rows come from
     parts:Iterable[tuple[Tensor, Tensor|None]], # Images, and which of them (None: all), one after the other

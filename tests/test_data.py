@@ -824,7 +824,7 @@ def test_too_many_pixels_or_bytes(tmp_path, monkeypatch):
         for f in root.rglob('*.png'): z.writestr(f'{f.parent.name}/{f.name}', f.read_bytes() + b'\0'*(300 << 20 if f.name == '00.png' else 0))
     start = time.perf_counter()
     assert 'a/00.png: it has 314,57' in refusal(tmp_path/'padded.zip') and time.perf_counter() - start < 5
-    monkeypatch.setattr(folders, 'MOST_FILE_BYTES', 50)
+    monkeypatch.setattr(folders, 'LARGEST_FILE', 50)
     assert 'up to 50 are read' in refusal(root)
 
 
