@@ -255,7 +255,7 @@ def _end(child):
     except subprocess.TimeoutExpired: child.kill()
     child.wait()
 
-
+# %% ../nbs/90_launch.ipynb #f6b20389
 def serve(
     file:Path,           # A file as `explorable` finds it
     title:str,           # Title of the page

@@ -475,7 +475,7 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path, seconds, times):
     assert len([line for line in err.splitlines() if not line.startswith('step ')]) == 1
 
 
-@pytest.mark.parametrize('module, signum', zip(['mebqat.start', 'mebqat.cli', 'mebqat.start'], STOPS), ids=str)
+@pytest.mark.parametrize('module, signum', list(zip(['mebqat.start', 'mebqat.cli', 'mebqat.start'], STOPS)), ids=str)
 def test_a_demo_ends_in_one_line(tmp_path, module, signum):
     with begun('demo', '--out', tmp_path/'demo', module=module) as p:
         assert 'trained in' in p.stderr.readline()
