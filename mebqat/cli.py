@@ -337,7 +337,7 @@ def lab(
     "Copy the notebooks to a folder of your own and open JupyterLab on the tour; files you changed are kept."
     with clear_errors('port'):
         first, *rest = more if more and not more[0].startswith('-') else ['mebqat-notebooks', *(more or [])]
-        a_path(first)
+        if not first.strip(): raise ValueError('the folder is empty; name one, or leave it out')
         strange = [m for m in rest if copy_only or not m.startswith('-')]
         if strange:
             raise ValueError(f'{strange[0]!r} means nothing here; '

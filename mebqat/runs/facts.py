@@ -171,7 +171,7 @@ def facts_of(
     if not file.is_file(): raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ...')
     if file.suffix == '.json': return _of_json(file)
     about = _header(file)
-    kind = about.get('format')
+    kind = str(about.get('format'))
     if kind in _TENSORS: return _TENSORS[kind](file, about)
     if kind == _CACHE: return {'kind': kind, 'file bytes': file.stat().st_size}
     if is_checkpoint(about): return _checkpoint(file, about)
@@ -182,7 +182,7 @@ def _of_json(file) -> dict:
     "A file of text."
     try: doc = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise ValueError(f'{file} is no JSON, perhaps cut short: {e}') from None
-    kind = doc.get('format') if isinstance(doc, dict) else None
+    kind = str(doc.get('format')) if isinstance(doc, dict) else ''
     if isinstance(doc, dict) and 'differences' in doc and 'against' in doc:
         return {'kind': 'paired differences', 'of': doc.get('title'), 'minus': doc['against'],
                 'pairs': len(doc['differences'])}

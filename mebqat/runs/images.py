@@ -20,9 +20,11 @@ from ..pools import Pool
 from ..data import augment, load
 from ..evaluate import correct
 from ..files import load_whole
+from ..footprint import sizes_of, training_bytes
 from ..layer_kinds import Quantized
 from ..layers import bit_layers, clip_shares, quantize, restore, use_bits
 from ..mixed.metaquantnet import export_weights, generators
+from ..memory import check_memory
 from ..models import make
 from .run_folder import weights_file
 from .policies import same_layers
@@ -152,8 +154,20 @@ def settled(self:ImageRecipe, train:Pool) -> 'ImageRecipe':
 def plan(self:ImageRecipe, train:Pool, config:TrainConfig) -> str:
     "What the run will do, in a line."
     batch = self.spec.training.batch_of(len(train))
-    return (f'{train.name}: {len(train):,} training images of {len(train.classes):,} classes in batches of {batch}: '
+    return (f'{train.name}: {len(train):,} images of {len(train.classes):,} classes, {batch} a step: '
             f'{len(train)//batch:,} steps a pass, {config.steps:,} in all')
+
+
+@patch
+def check_fits(self:ImageRecipe, train:Pool, val:Pool):
+    "Refuse (ValueError with the figures) a training that takes more memory than there is."
+    shape, training = tuple(train.images.shape[1:]), self.spec.training
+    make_it = lambda: self.fresh(len(train.classes), shape)
+    batch, quantizes = training.batch_of(len(train)), self.spec.options.quantizes
+    at_once = min(512, len(train) if quantizes else len(val))
+    needed = training_bytes(sizes_of(make_it, shape), batch, at_once, quantizes, training.optimizer)
+    what = f'training {self.spec.network.model} on images of {shape[2]}x{shape[1]} in batches of {batch}'
+    check_memory(needed, what, 'give a smaller size=, batch_size= or width=')
 
 
 @patch

@@ -135,6 +135,7 @@ def train_run(
     spec = recipe.spec
     feed = recipe.feed(train, device)
     config = recipe.config(feed)
+    if device == 'cpu': recipe.check_fits(train, val)
     model = recipe.network(train)
     shape = tuple(train.images.shape[1:])
     method = options.build(Setup(spec, model, config.steps, shape, lambda: recipe.float_network(train)))
@@ -144,6 +145,8 @@ def train_run(
 
     history = History()
     if options.trains:
+        if not resume and (out/'checkpoint.safetensors').exists():
+            raise ValueError(f'{out} holds a run already; go on with resume (--resume), or choose another folder')
         _announce(recipe, train, config, on_plan)
         if compile is None: compile = device == 'cpu' and recipe.is_long(train)
         if compile and options.quantizes: compile_with_progress(spec.scheme().inverse)
