@@ -217,8 +217,7 @@ def search(
     "Find a policy."
     with clear_errors('threads', 'download', 'widths', 'population', 'generations', 'by', 'fitness_images'):
         from mebqat.mixed.space import Budget
-        from mebqat.runs import open_run
-        from mebqat.runs import search as searching
+        from mebqat.runs import open_run, search as searching
         if max_bytes is max_bitops is None:
             raise ValueError('a search needs a budget: --max-bytes, --max-bitops or both')
         budget = Budget(amount('max_bytes', max_bytes, 'B'), amount('max_bitops', max_bitops, 'BitOPs'))

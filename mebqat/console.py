@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Optional, get_args
 
 import typer
+from fastcore.basics import patch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -108,8 +109,8 @@ def out_of_memory(
         return ''
     amount = _AMOUNT.search(str(error))
     wanted = f' when {amount[1]} more were wanted' if amount else ''
-    return (f'out of memory{wanted}: make the images (--size), the batches (--batch-size; few-shot: --n-tasks, --n-way, '
-            '--n-query) or the network (--width) smaller')
+    return (f'out of memory{wanted}: make the images (--size), the batches (--batch-size; few-shot: --n-tasks, '
+            '--n-way, --n-query) or the network (--width) smaller')
 
 
 def no_home(
@@ -302,32 +303,36 @@ class Rows:
 
     def on_step(self, step:int, steps:int, loss:float): self.steps = steps # of the whole training
 
-    def __call__(self, history):
-        row = history.rows[-1]
-        steps = max(self.steps, row['step'])
-        cells = self.cells(row, steps)
-        least = {'step': 2*len(str(steps)) + 1, 'loss': 6, 'used': 5, 'left': 5}
-        heads = [k for k in cells if k in ('step', 'loss', 'train %')]
-        ends = ['used', 'left']
-        wide = {k: max(len(k), len(v), least.get(k, 5)) for k,v in cells.items()}
-        for k in cells:
-            if k not in heads + ends and sum(wide[c] + 2 for c in [*heads, k, *ends]) - 2 <= self.width: heads.append(k)
-        shown = [*heads, *ends]
-        if self.count % self.every == 0: tell('  '.join(f'{k:>{wide[k]}}' for k in shown))
-        tell('  '.join(f'{cells[k]:>{wide[k]}}' for k in shown))
-        self.count += 1
+# %% ../nbs/91_console.ipynb #0e4b5a92
+@patch
+def cells(self:Rows, row:dict, steps:int) -> dict[str, str]:
+    "Heading to text, the most wanted first."
+    loss = row['loss']
+    out = {'step': f'{row["step"]}/{steps}', 'loss': f'{loss:.3f}' if loss < 1000 else f'{loss:.1e}',
+           'train %': f'{100*row["accuracy"]:.1f}'}
+    validated = [k for k in row if k.startswith('val ')]
+    out |= {k if k == validated[0] else k.removeprefix('val '): f'{100*row[k]:.1f}' for k in validated}
+    bits = [k for k in row if k.endswith(' bits') and not k.startswith('relaxed')]
+    out |= {k: f'{row[k]:.2f}' for k in bits}
+    left = row['seconds']/row['step']*(steps - row['step'])
+    return out | {'used': _clock(row['seconds']), 'left': _clock(left)}
 
-    def cells(self, row:dict, steps:int) -> dict[str, str]:
-        "Heading to text, the most wanted first."
-        loss = row['loss']
-        out = {'step': f'{row["step"]}/{steps}', 'loss': f'{loss:.3f}' if loss < 1000 else f'{loss:.1e}',
-               'train %': f'{100*row["accuracy"]:.1f}'}
-        validated = [k for k in row if k.startswith('val ')]
-        out |= {k if k == validated[0] else k.removeprefix('val '): f'{100*row[k]:.1f}' for k in validated}
-        bits = [k for k in row if k.endswith(' bits') and not k.startswith('relaxed')]
-        out |= {k: f'{row[k]:.2f}' for k in bits}
-        left = row['seconds']/row['step']*(steps - row['step'])
-        return out | {'used': _clock(row['seconds']), 'left': _clock(left)}
+
+@patch
+def __call__(self:Rows, history):
+    row = history.rows[-1]
+    steps = max(self.steps, row['step'])
+    cells = self.cells(row, steps)
+    least = {'step': 2*len(str(steps)) + 1, 'loss': 6, 'used': 5, 'left': 5}
+    wide = {k: max(len(k), len(v), least.get(k, 5)) for k,v in cells.items()}
+    shown, ends = ['step', 'loss', 'train %'], ['used', 'left']
+    for k in cells:
+        if k in shown + ends: continue
+        if sum(wide[c] + 2 for c in [*shown, k, *ends]) - 2 <= self.width: shown.append(k)
+    shown += ends
+    if self.count % self.every == 0: tell('  '.join(f'{k:>{wide[k]}}' for k in shown))
+    tell('  '.join(f'{cells[k]:>{wide[k]}}' for k in shown))
+    self.count += 1
 
 # %% ../nbs/91_console.ipynb #c93bf3a5
 def percent(

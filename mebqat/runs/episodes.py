@@ -233,7 +233,8 @@ def validator(self:EpisodeRecipe, model:nn.Module, method:Callable, train:Pool, 
     method.learner.check(model)
     for bits in (*method.fixed, *space):
         with use_bits(model, bits): pass
-    episodes = Episodes(val, self._ways(val), spec.inputs.k_shot, spec.inputs.n_query, seed_for(spec.training.seed, 'val'))
+    inputs, seed = spec.inputs, seed_for(spec.training.seed, 'val')
+    episodes = Episodes(val, self._ways(val), inputs.k_shot, inputs.n_query, seed)
     common = [b for b in BitSpace.parse('W2A2 W4A4 FP') if b in space]
     few = BitSpace(common or space.pairs[:1])
     def validate(model):

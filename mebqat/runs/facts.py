@@ -194,7 +194,7 @@ def _header(file) -> dict:
     "What a safetensors file says about itself."
     try:
         with safe_open(file, 'pt') as f: words = f.metadata() or {}
-        if 'about' in words and 'mebqat' not in words: return {'format': _CACHE}
+        if set(words) == {'about'}: return {'format': _CACHE}
         return dict(json.loads(words['mebqat']))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
         reason = str(e).splitlines()[0] if str(e) else ''

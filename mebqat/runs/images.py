@@ -145,6 +145,45 @@ def config(self:ImageRecipe, feed:Batches) -> TrainConfig:
 
 
 @patch
+def _pairs(self:ImageRecipe) -> list[Bits]:
+    "A few pairs that stand for the run's."
+    space = self.spec.space()
+    even = [b for b in space if b.w == b.a or len(space) == 1]
+    return list(dict.fromkeys([*even[:1], *(b for b in even if b.w in (4, 8, FULL))]))
+
+
+@patch
+def validator(self:ImageRecipe, model:nn.Module, method:Callable, train:Pool, val:Pool) -> Callable:
+    "A function from the model to its validation accuracies; ValueError, before any work, for pairs it cannot run at."
+    options, policy = self.spec.options, self.spec.options.given_policy()
+    if policy: same_layers(model, policy)
+    if options.quantizes and options.trains_at != 'learned':
+        for bits in (*method.fixed, *(() if policy else self.spec.space())):
+            with use_bits(model, bits): pass
+    part = val.subset(1000, torch.Generator().manual_seed(0)) if len(val) > 1000 else val
+    trained = {b.w for b in self.spec.space()} - {FULL}
+    widths = sorted(trained & {2, 4, 8}) or sorted(trained)[:1]
+    def validate(model):
+        if not any(isinstance(m, Quantized) for m in model.modules()):
+            return {'val FP': float(correct(model, part)[0].float().mean())}
+        out = {}
+        for name,bits in (options.validated_at(method) or {b: b for b in self._pairs()}).items():
+            with deployed(model, bits, train, 500): out[f'val {name}'] = float(correct(model, part)[0].float().mean())
+        return out | clip_shares(model, widths)
+    return validate
+
+
+@patch
+def is_long(self:ImageRecipe, train:Pool) -> bool:
+    "Is compiling the quantizers worth its seconds?"
+    return self.spec.training.epochs*len(train)*train.images[0].numel() > 1e8
+
+
+@patch
+def classes(self:ImageRecipe, train:Pool) -> list: return list(train.classes)
+
+# %% ../../nbs/runs/08_images.ipynb #c0214fdb
+@patch
 def settled(self:ImageRecipe, train:Pool) -> 'ImageRecipe':
     "The same with everything that its images decide: the batch size, as its file will have it."
     return ImageRecipe(self.spec.changed(batch_size=self.spec.training.batch_of(len(train))))
@@ -183,42 +222,3 @@ def advice(self:ImageRecipe, train:Pool, config:TrainConfig) -> str:
 def guessing(self:ImageRecipe, val:Pool) -> tuple[int, int]:
     "Classes to choose from, and how many choices a validation accuracy stands for."
     return len(val.classes), min(len(val), 1000)
-
-
-@patch
-def _pairs(self:ImageRecipe) -> list[Bits]:
-    "A few pairs that stand for the run's."
-    space = self.spec.space()
-    even = [b for b in space if b.w == b.a or len(space) == 1]
-    return list(dict.fromkeys([*even[:1], *(b for b in even if b.w in (4, 8, FULL))]))
-
-
-@patch
-def validator(self:ImageRecipe, model:nn.Module, method:Callable, train:Pool, val:Pool) -> Callable:
-    "A function from the model to its validation accuracies; ValueError, before any work, for pairs it cannot run at."
-    options, policy = self.spec.options, self.spec.options.given_policy()
-    if policy: same_layers(model, policy)
-    if options.quantizes and options.trains_at != 'learned':
-        for bits in (*method.fixed, *(() if policy else self.spec.space())):
-            with use_bits(model, bits): pass
-    part = val.subset(1000, torch.Generator().manual_seed(0)) if len(val) > 1000 else val
-    trained = {b.w for b in self.spec.space()} - {FULL}
-    widths = sorted(trained & {2, 4, 8}) or sorted(trained)[:1]
-    def validate(model):
-        if not any(isinstance(m, Quantized) for m in model.modules()):
-            return {'val FP': float(correct(model, part)[0].float().mean())}
-        out = {}
-        for name,bits in (options.validated_at(method) or {b: b for b in self._pairs()}).items():
-            with deployed(model, bits, train, 500): out[f'val {name}'] = float(correct(model, part)[0].float().mean())
-        return out | clip_shares(model, widths)
-    return validate
-
-
-@patch
-def is_long(self:ImageRecipe, train:Pool) -> bool:
-    "Is compiling the quantizers worth its seconds?"
-    return self.spec.training.epochs*len(train)*train.images[0].numel() > 1e8
-
-
-@patch
-def classes(self:ImageRecipe, train:Pool) -> list: return list(train.classes)

@@ -71,6 +71,13 @@ class Run:
         return recipe_of(self.spec).pool(split, data, tuple(self.about['input']), download)
 
 # %% ../../nbs/runs/10_runs.ipynb #241ae05c
+def _check_device(device):
+    "Refuse a device that is not there (ValueError)."
+    try: torch.empty(1).to(device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
+
+
 _FEW_STEPS = 100
 
 
@@ -107,13 +114,6 @@ def _doubts(recipe, train, val, config, row) -> tuple[str, ...]:
     return text,
 
 # %% ../../nbs/runs/10_runs.ipynb #4cfd1054
-def _check_device(device):
-    "Refuse a device that is not there (ValueError)."
-    try: torch.empty(1).to(device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
-
-
 def train_run(
     spec:RunSpec,              # What to train, from `spec_of`
     out:str|Path,              # Run folder
