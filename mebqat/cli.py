@@ -232,8 +232,7 @@ def search(
     with clear_errors('threads', 'download', 'changed_data', 'widths', 'population', 'generations', 'by',
                       'fitness_images'):
         from mebqat.mixed.space import Budget
-        from mebqat.runs import open_run
-        from mebqat.runs import search as searching
+        from mebqat.runs import open_run, search as searching
         if max_bytes is max_bitops is None:
             raise ValueError('a search needs a budget: --max-bytes, --max-bitops or both')
         budget = Budget(amount('max_bytes', max_bytes, 'B'), amount('max_bitops', max_bitops, 'BitOPs'))
@@ -352,7 +351,7 @@ def lab(
     "Copy the notebooks to a folder of your own and open JupyterLab on the tour; files you changed are kept."
     with clear_errors('port'):
         first, *rest = more if more and not more[0].startswith('-') else ['mebqat-notebooks', *(more or [])]
-        a_path(first)
+        if not first.strip(): raise ValueError('the folder is empty; name one, or leave it out')
         strange = [m for m in rest if copy_only or not m.startswith('-')]
         if strange:
             raise ValueError(f'{strange[0]!r} means nothing here; '

@@ -23,7 +23,9 @@ from ..data import few_shot_name, jitter, load
 from ..episodes import Episodes
 from ..fewshot.evaluate import sweep_episodes
 from ..files import load_whole
+from ..footprint import sizes_of, training_bytes
 from ..layers import bit_layers, quantize, restore, use_bits
+from ..memory import check_memory
 from ..models import cnn4, cnn5
 from .run_folder import weights_file
 from .specs import RunSpec
@@ -184,9 +186,21 @@ def settled(self:EpisodeRecipe, train:Pool) -> 'EpisodeRecipe': return self  # n
 def plan(self:EpisodeRecipe, train:Pool, config:TrainConfig) -> str:
     "What the run will do, in a line."
     inputs, per_step = self.spec.inputs, self.spec.options.episodes_a_step(self.spec.training.n_tasks)
-    return (f'{train.name}: {len(train):,} images of {len(train.classes):,} training classes; {config.steps:,} steps '
-            f'of {per_step} {"episode" if per_step == 1 else "episodes"}, {inputs.n_way}-way {inputs.k_shot}-shot with '
-            f'{inputs.n_query} queries a class')
+    episodes = 'episode' if per_step == 1 else 'episodes'
+    return (f'{train.name}: {len(train):,} images of {len(train.classes):,} classes; {config.steps:,} steps of '
+            f'{per_step} {episodes} ({inputs.n_way}-way {inputs.k_shot}-shot)')
+
+
+@patch
+def check_fits(self:EpisodeRecipe, train:Pool, val:Pool):
+    "Refuse (ValueError with the figures) a training that takes more memory than there is."
+    shape, inputs, options = tuple(train.images.shape[1:]), self.spec.inputs, self.spec.options
+    images = inputs.n_way*(inputs.k_shot + inputs.n_query)
+    kept = inputs.n_way*3*options.inner_steps*inputs.k_shot if getattr(options, 'second_order', False) else 0
+    needed = training_bytes(sizes_of(lambda: self.fresh(shape), shape), images + kept, min(512, len(train)),
+                            optimizer=self.spec.training.optimizer)
+    what = f'training on episodes of {images} images of {shape[2]}x{shape[1]}'
+    check_memory(needed, what, 'give a smaller size=, n_way=, n_query= or width=')
 
 
 @patch
@@ -219,7 +233,8 @@ def validator(self:EpisodeRecipe, model:nn.Module, method:Callable, train:Pool, 
     method.learner.check(model)
     for bits in (*method.fixed, *space):
         with use_bits(model, bits): pass
-    episodes = Episodes(val, self._ways(val), spec.inputs.k_shot, spec.inputs.n_query, seed_for(spec.training.seed, 'val'))
+    inputs, seed = spec.inputs, seed_for(spec.training.seed, 'val')
+    episodes = Episodes(val, self._ways(val), inputs.k_shot, inputs.n_query, seed)
     common = [b for b in BitSpace.parse('W2A2 W4A4 FP') if b in space]
     few = BitSpace(common or space.pairs[:1])
     def validate(model):

@@ -175,7 +175,7 @@ def facts_of(
     if not file.is_file(): raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ...')
     if file.suffix == '.json': return _of_json(file)
     about = _header(file)
-    kind = about.get('format')
+    kind = str(about.get('format'))
     if kind in _TENSORS: return _TENSORS[kind](file, about)
     if kind == _CACHE: return {'kind': kind, 'file bytes': file.stat().st_size}
     if is_checkpoint(about): return _checkpoint(file, about)

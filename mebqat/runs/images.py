@@ -20,9 +20,11 @@ from ..pools import Pool
 from ..data import augment, load
 from ..evaluate import correct
 from ..files import load_whole
+from ..footprint import sizes_of, training_bytes
 from ..layer_kinds import Quantized
 from ..layers import bit_layers, clip_shares, quantize, restore, use_bits
 from ..mixed.metaquantnet import export_weights, generators
+from ..memory import check_memory
 from ..models import make
 from .run_folder import weights_file
 from .policies import same_layers
@@ -143,35 +145,6 @@ def config(self:ImageRecipe, feed:Batches) -> TrainConfig:
 
 
 @patch
-def settled(self:ImageRecipe, train:Pool) -> 'ImageRecipe':
-    "The same with everything that its images decide: the batch size, as its file will have it."
-    return ImageRecipe(self.spec.changed(batch_size=self.spec.training.batch_of(len(train))))
-
-
-@patch
-def plan(self:ImageRecipe, train:Pool, config:TrainConfig) -> str:
-    "What the run will do, in a line."
-    batch = self.spec.training.batch_of(len(train))
-    return (f'{train.name}: {len(train):,} training images of {len(train.classes):,} classes in batches of {batch}: '
-            f'{len(train)//batch:,} steps a pass, {config.steps:,} in all')
-
-
-@patch
-def advice(self:ImageRecipe, train:Pool, config:TrainConfig) -> str:
-    "What gives a run more steps: two hundred, or twice those it has; in smaller batches, where they are not small."
-    batch = self.spec.training.batch_of(len(train))
-    epochs = -(-max(200, 2*config.steps)//(len(train)//batch))
-    smaller = f', or take smaller batches, such as batch_size={batch//2}' if batch > 8 else ''
-    return f'train longer, such as epochs={epochs}{smaller}'
-
-
-@patch
-def guessing(self:ImageRecipe, val:Pool) -> tuple[int, int]:
-    "Classes to choose from, and how many choices a validation accuracy stands for."
-    return len(val.classes), min(len(val), 1000)
-
-
-@patch
 def _pairs(self:ImageRecipe) -> list[Bits]:
     "A few pairs that stand for the run's."
     space = self.spec.space()
@@ -208,3 +181,44 @@ def is_long(self:ImageRecipe, train:Pool) -> bool:
 
 @patch
 def classes(self:ImageRecipe, train:Pool) -> list: return list(train.classes)
+
+# %% ../../nbs/runs/08_images.ipynb #c0214fdb
+@patch
+def settled(self:ImageRecipe, train:Pool) -> 'ImageRecipe':
+    "The same with everything that its images decide: the batch size, as its file will have it."
+    return ImageRecipe(self.spec.changed(batch_size=self.spec.training.batch_of(len(train))))
+
+
+@patch
+def plan(self:ImageRecipe, train:Pool, config:TrainConfig) -> str:
+    "What the run will do, in a line."
+    batch = self.spec.training.batch_of(len(train))
+    return (f'{train.name}: {len(train):,} images of {len(train.classes):,} classes, {batch} a step: '
+            f'{len(train)//batch:,} steps a pass, {config.steps:,} in all')
+
+
+@patch
+def check_fits(self:ImageRecipe, train:Pool, val:Pool):
+    "Refuse (ValueError with the figures) a training that takes more memory than there is."
+    shape, training = tuple(train.images.shape[1:]), self.spec.training
+    make_it = lambda: self.fresh(len(train.classes), shape)
+    batch, quantizes = training.batch_of(len(train)), self.spec.options.quantizes
+    at_once = min(512, len(train) if quantizes else len(val))
+    needed = training_bytes(sizes_of(make_it, shape), batch, at_once, quantizes, training.optimizer)
+    what = f'training {self.spec.network.model} on images of {shape[2]}x{shape[1]} in batches of {batch}'
+    check_memory(needed, what, 'give a smaller size=, batch_size= or width=')
+
+
+@patch
+def advice(self:ImageRecipe, train:Pool, config:TrainConfig) -> str:
+    "What gives a run more steps: two hundred, or twice those it has; in smaller batches, where they are not small."
+    batch = self.spec.training.batch_of(len(train))
+    epochs = -(-max(200, 2*config.steps)//(len(train)//batch))
+    smaller = f', or take smaller batches, such as batch_size={batch//2}' if batch > 8 else ''
+    return f'train longer, such as epochs={epochs}{smaller}'
+
+
+@patch
+def guessing(self:ImageRecipe, val:Pool) -> tuple[int, int]:
+    "Classes to choose from, and how many choices a validation accuracy stands for."
+    return len(val.classes), min(len(val), 1000)

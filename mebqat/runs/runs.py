@@ -77,6 +77,13 @@ class Run:
         return recipe_of(spec).pool(split, data, tuple(self.about['input']), download)
 
 # %% ../../nbs/runs/10_runs.ipynb #241ae05c
+def _check_device(device):
+    "Refuse a device that is not there (ValueError)."
+    try: torch.empty(1).to(device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
+
+
 _FEW_STEPS = 100
 
 
@@ -113,13 +120,6 @@ def _doubts(recipe, train, val, config, row) -> tuple[str, ...]:
     return text,
 
 # %% ../../nbs/runs/10_runs.ipynb #4cfd1054
-def _check_device(device):
-    "Refuse a device that is not there (ValueError)."
-    try: torch.empty(1).to(device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f'device {device!r} cannot be used here: {str(e).splitlines()[0]}') from e
-
-
 def _may_begin(out, spec, resume):
     "Refuse a folder that is another run's, or this one's if nobody wants to go on (ValueError)."
     may_claim(out, spec, resume)
@@ -158,6 +158,7 @@ def train_run(
     change = check_data(out, facts, changed_data) if resume else None
     feed = recipe.feed(train, device)
     config = recipe.config(feed)
+    if device == 'cpu': recipe.check_fits(train, val)
     model = recipe.network(train)
     shape = tuple(train.images.shape[1:])
     method = options.build(Setup(spec, model, config.steps, shape, lambda: recipe.float_network(train)))
