@@ -217,7 +217,7 @@ def writing(
     except Timeout:
         raise ValueError(f'{folder} is being written to by {_who(folder)}; wait until it has ended, or choose another '
                          'folder') from None
-    except (OSError, NotImplementedError): lock = None  # no locks here
+    except (OSError, RuntimeError): lock = None  # no locks here
     try:
         if lock: _sign(folder)
         yield folder
