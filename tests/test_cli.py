@@ -385,7 +385,7 @@ def test_damaged_weights_are_refused(runs, tmp_path, kind):
     assert snapshot(tmp_path) == before
 
 
-DESCRIPTION = ['spec', 'classes', 'input', 'signed', 'history', 'fingerprint', 'mebqat', 'torch', 'format', 'version']
+DESCRIPTION = ['spec', 'classes', 'input', 'signed', 'history', 'fingerprint', 'mebqat', 'torch', 'format', 'version', 'data']
 
 
 @pytest.mark.parametrize('value', ['absent', None, 7, 'text', [], {}], ids=repr)
@@ -396,7 +396,7 @@ def test_weights_with_a_wrong_description_are_refused_or_harmless(runs, tmp_path
     about.pop(key) if value == 'absent' else about.update({key: value})
     save_whole(tmp_path/'model.safetensors', tensors, about)
     done = cli('info', tmp_path, '--json')
-    if done.exit_code == 0: assert json.loads(done.stdout)['kind'] == 'run' and key in ('fingerprint', 'mebqat', 'torch', 'classes', 'history')
+    if done.exit_code == 0: assert json.loads(done.stdout)['kind'] == 'run' and key in ('fingerprint', 'mebqat', 'torch', 'classes', 'history', 'data', 'version')
     else: refused('info', tmp_path, names='model.safetensors')
 
 

@@ -69,7 +69,7 @@ def test_learned_bits_are_told_kept_and_drawn(runs, name):
     assert steps.step.tolist() == list(range(1, row['step'] + 1))
     assert [row['weight bits'], row['activation bits']] == pytest.approx([sum(getattr(b, k) for b in pairs)/len(pairs) for k in 'wa'])
     assert f'{100*row["val found"]:.1f} %' in out
-    assert [l.removeprefix('note: ') for l in (runs/f'{name}.err').read_text().splitlines() if l.startswith('note: ')] == run.concerns
+    assert [l.removeprefix('note: ') for l in (runs/f'{name}.err').read_text().splitlines() if l.startswith('note: ') and 'steps are few' not in l] == run.concerns
     page = (runs/name/'trajectory.html').read_text(encoding='utf-8')
     assert '<html' in page[:100] and 'Learned bits: small_cnn on digits' in page and all(w in page for w in run.concerns)
     facts = json.loads(good('info', runs/name, '--json').stdout)
@@ -127,7 +127,7 @@ def test_an_interrupted_learning_resumes_to_the_same_bits(runs, tmp_path):
         left[0] -= 1
         return left[0] == 0
     with pytest.raises(Interrupted, match='--resume'): train_run(spec, tmp_path/'run', compile=False, stop=stop)
-    refused('info', tmp_path/'run', names='unfinished')
+    assert 'unfinished' in good('info', tmp_path/'run').stdout
     refused('adaqat', '--out', tmp_path/'run', *RUNS['layers'][1:], '--lam', '.2', '--resume', names='--lam 0.02 there, 0.2 here')
     good('adaqat', '--out', tmp_path/'run', *RUNS['layers'][1:], '--resume')
     assert open_run(tmp_path/'run').setting == open_run(runs/'layers').setting
@@ -405,7 +405,8 @@ def test_a_folder_of_an_older_version_is_still_this_run(runs):
     file = runs/'qat'/'run.json'
     doc = json.loads(file.read_text())
     for k in ('ends', 'policy', 'optimizer'): doc['spec'].pop(k)
-    file.write_text(json.dumps(doc))
+    doc.pop('checksum')
+    file.write_text(json.dumps(doc | {'version': 1}))
     good(*RUNS['qat'], '--out', runs/'qat', '--resume')
     refused(*RUNS['qat'], '--seed', 1, '--out', runs/'qat', '--resume', names='--seed 0 there, 1 here')
 

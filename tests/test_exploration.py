@@ -211,7 +211,7 @@ def test_files_of_another_kind_version_or_state(seen, tmp_path):
     path = save_explorations(tmp_path/'x.safetensors', {'a': seen})
     tensors, about = load_whole(path)
     part = about['explorations'][0]
-    broken = [(tensors, {'version': 2}, 'version 2, and this mebqat reads 1'), (tensors, {'format': 'mebqat-weights'}, "holds no exploration but 'mebqat-weights'"), (tensors, {'classes': ['0']}, 'damaged'),
+    broken = [(tensors, {'version': 2}, 'exploration version 2 of mebqat'), (tensors, {'format': 'mebqat-weights'}, "holds no exploration but 'mebqat-weights'"), (tensors, {'classes': ['0']}, 'damaged'),
               (tensors, {'explorations': [part, part]}, 'damaged'), (tensors, {'explorations': [part | {'surface': '{}'}]}, 'damaged'), (tensors, {'explorations': [part | {'costs': {}}]}, 'damaged'),
               (tensors, {'explorations': 3}, 'damaged'), ({k: v for k,v in tensors.items() if k != 'images'}, {}, 'damaged'), (tensors | {'0.answers': tensors['0.answers'][:2]}, {}, 'damaged'),
               (tensors | {'0.answers': tensors['0.answers'].flip(1)}, {}, 'damaged'), (tensors | {'labels': tensors['labels'].float()}, {}, 'damaged')]

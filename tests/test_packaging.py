@@ -57,7 +57,7 @@ def test_wheel_says_what_settings_say(wheel):
     assert set(map(normal, needs)) == set(map(normal, cfg['requirements'].split()))
     assert f'Version: {cfg["version"]}\n' in read('METADATA') and f'Requires-Python: >={cfg["min_python"]}\n' in read('METADATA')
     assert 'Apache License' in read('licenses/LICENSE')
-    assert 'mebqat = mebqat.cli:main' in read('entry_points.txt')
+    assert 'mebqat = mebqat.start:start' in read('entry_points.txt')
 
 
 def test_installed_package_finds_its_own_files(installed, elsewhere):
