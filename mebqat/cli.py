@@ -62,7 +62,7 @@ def _trained(out, method, resume, changed_data, compile, threads, device, option
         if spec.options.trains_at == 'learned': warnings.filterwarnings('ignore', module=r'mebqat\.train$')
         trained = train_run(spec, out, resume, compile=compile, device=device, changed_data=changed_data, on_plan=tell,
                             on_row=rows, on_step=rows.on_step)
-    report = {'run': str(out), 'spec': spec.to_dict(), 'history': trained.history.rows}
+    report = {'run': str(out), 'spec': trained.spec.to_dict(), 'history': trained.history.rows}
     return trained, report | (_learned(trained, out) if spec.options.trains_at == 'learned' else {})
 
 

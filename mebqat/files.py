@@ -184,7 +184,9 @@ class Kind:
         version = document.get('version')
         if version not in (self.version, *self.older) or isinstance(version, bool):
             reads = ' and '.join(map(str, (*self.older, self.version)))
-            raise ValueError(f'it is a {self.noun} of version {_short(version)}, and this mebqat reads {reads}; '
+            writer = document.get('mebqat')
+            by = f' of mebqat {writer}' if isinstance(writer, str) else ''
+            raise ValueError(f'it has {self.noun} version {_short(version)}{by}, and this mebqat reads {reads}; '
                              'update mebqat, or make it again')
         head = {'format': str, 'version': int, 'checksum?': str}
         try: check_json(document, head | self.shape)
