@@ -6,8 +6,8 @@
 __all__ = ['PIECE', 'VERSION', 'Source', 'moments', 'mean_std', 'key_of', 'data_print', 'Entry', 'write_tensors', 'Damaged',
            'read_cache', 'write_cache', 'cache_dir', 'Form', 'image_folders', 'mapped_rows']
 
-# %% ../nbs/15_image_cache.ipynb #07cfcb79
-import hashlib, json, math, mmap, os, re, shutil, tempfile, warnings, zlib
+# %% ../nbs/15_image_cache.ipynb #7934d89f
+import hashlib, json, math, mmap, os, re, shutil, sys, tempfile, warnings, zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ from .folders import BAD_ZIP, Listing, Tree, class_name, listing
 from .memory import check_memory
 from .pictures import Survey, as_bytes, colourless, open_picture, strict_pixels, unusual, upright
 
-# %% ../nbs/15_image_cache.ipynb #8deac603
+# %% ../nbs/15_image_cache.ipynb #43f86da3
 @dataclass(frozen=True)
 class Source:
     "A data set before it is split."
@@ -62,7 +62,7 @@ def mean_std(
     std = (squares - total**2).clamp_min(0).sqrt()
     return tuple((total/255).tolist()), tuple(torch.where(std > 0, std/255, 1.).tolist())
 
-# %% ../nbs/15_image_cache.ipynb #1af93b88
+# %% ../nbs/15_image_cache.ipynb #82c8b0fe
 def key_of(
     content:bytes, # A file, or the bytes of an image
 ) -> int:          # 0 to 2**63 - 1
@@ -78,7 +78,7 @@ def data_print(
     for row in sorted(rows): digest.update(ascii(row).encode())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/15_image_cache.ipynb #ac8fd984
+# %% ../nbs/15_image_cache.ipynb #45060d07
 PIECE = 1 << 24
 _TYPES = {'uint8': 'U8', 'int64': 'I64'}
 
@@ -118,7 +118,7 @@ def _lock(file) -> bool:
     except OSError: return False
     return True
 
-# %% ../nbs/15_image_cache.ipynb #86545902
+# %% ../nbs/15_image_cache.ipynb #5be4a8f9
 def write_tensors(
     file:Path,                 # Where to
     entries:dict[str, Entry],  # What, in order
@@ -147,7 +147,7 @@ def write_tensors(
         f.flush()
         os.fsync(f.fileno())
 
-# %% ../nbs/15_image_cache.ipynb #49fe56c1
+# %% ../nbs/15_image_cache.ipynb #42d5dab6
 class Damaged(ValueError):
     "A cache does not hold what was written."
 
@@ -174,14 +174,15 @@ def _header(file:Path) -> tuple[dict, dict, int] | None:
 
 def _mapped(file:Path, start:int, size:int) -> Tensor:
     "Bytes of a file as a tensor, mapped and not read."
+    no_reserve = 0x4000 if sys.platform == 'linux' else 0  # or Linux wants memory for every page that could change
     with open(file, 'rb') as f:
         if hasattr(mmap, 'MAP_PRIVATE'):
-            flags = mmap.MAP_PRIVATE | getattr(mmap, 'MAP_NORESERVE', 0)
+            flags = mmap.MAP_PRIVATE | getattr(mmap, 'MAP_NORESERVE', no_reserve)
             room = mmap.mmap(f.fileno(), start + size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         else: room = mmap.mmap(f.fileno(), start + size, access=mmap.ACCESS_COPY)
     return torch.frombuffer(room, dtype=torch.uint8, count=size, offset=start)
 
-# %% ../nbs/15_image_cache.ipynb #386eb570
+# %% ../nbs/15_image_cache.ipynb #36ff2374
 def _fetch(file:Path, header:dict, about:dict, start:int, key:str) -> Tensor:
     "One tensor of a cache: bytes are mapped, whole numbers read; `Damaged` where a checksum differs."
     (first, last), shape = header[key]['data_offsets'], header[key]['shape']
@@ -196,7 +197,7 @@ def _fetch(file:Path, header:dict, about:dict, start:int, key:str) -> Tensor:
         _checked.add(mark)
     return (flat if header[key]['dtype'] == 'U8' else flat.clone().view(torch.int64)).view(shape)
 
-# %% ../nbs/15_image_cache.ipynb #e392a902
+# %% ../nbs/15_image_cache.ipynb #c11e1513
 def read_cache(
     file:Path, # Written by `write_cache`
 ) -> tuple[dict, Callable[[str], Tensor]] | None: # What it says about itself, and a way to fetch one tensor
@@ -215,7 +216,7 @@ def write_cache(
                for k,t in tensors.items()}
     with suppress(OSError): write_tensors(file, entries, lambda: about)
 
-# %% ../nbs/15_image_cache.ipynb #1f5950a8
+# %% ../nbs/15_image_cache.ipynb #464f958e
 @cache
 def _passing() -> tempfile.TemporaryDirectory:
     "A folder for this process alone."
@@ -239,7 +240,7 @@ def _cache_file(tree:Tree, options:tuple) -> tuple[Path, dict]:
     stem = re.sub(r'[^\w.-]', '_', class_name((tree.path.stem,)))[:60]
     return cache_dir()/f'{stem}-{digest}.safetensors', origin
 
-# %% ../nbs/15_image_cache.ipynb #82b724eb
+# %% ../nbs/15_image_cache.ipynb #c0e7e68e
 def _sweep(file:Path, origin:dict):
     "Remove from the folder of a new cache what it replaces, and the parts of writers that are gone."
     stem = re.escape(file.name[:-len('-.safetensors') - 24])
@@ -253,7 +254,7 @@ def _sweep(file:Path, origin:dict):
             older = was.get('version') != VERSION
             if older or (was['source'] == origin['source'] and was['state'] != origin['state']): other.unlink()
 
-# %% ../nbs/15_image_cache.ipynb #a13d200f
+# %% ../nbs/15_image_cache.ipynb #ef50af63
 _BROKEN = (SyntaxError, *BAD_ZIP, MemoryError, ArithmeticError, LookupError, AttributeError, TypeError)
 
 
@@ -292,7 +293,7 @@ class Form:
         except _BROKEN as e: raise self.refusal(name, e) from e
         return (a[None] if a.ndim == 2 else a.transpose(2, 0, 1)), digest, more
 
-# %% ../nbs/15_image_cache.ipynb #655a9290
+# %% ../nbs/15_image_cache.ipynb #bad0f1d2
 def _first_form(tree:Tree, names:list[str], size:int|None, gray:bool|None) -> Form:
     "What the first image says about all."
     form = Form(tree, size, gray)
@@ -331,7 +332,7 @@ def _block(form:Form, names:list[str]) -> tuple[np.ndarray, list[bytes], int]:
         n_more += more
     return out, digests, n_more
 
-# %% ../nbs/15_image_cache.ipynb #de7153d9
+# %% ../nbs/15_image_cache.ipynb #f7a8d51f
 def _blocks(form:Form, names:list[str]) -> Iterator[tuple[np.ndarray, list[bytes], int]]:
     "Every named image in order, a block at a time."
     n = max(1, min(256, (1 << 22)//max(1, math.prod(form.shape))))
@@ -350,7 +351,7 @@ def _blocks(form:Form, names:list[str]) -> Iterator[tuple[np.ndarray, list[bytes
                 bar.update(len(block[1]))
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/15_image_cache.ipynb #53612dda
+# %% ../nbs/15_image_cache.ipynb #694fe48b
 @dataclass
 class _Decoded:
     "What is learnt about the images of a tree while they are decoded."
@@ -385,7 +386,7 @@ class _Decoded:
         if self.more: notes.append(f'{self.more:,} have more pages or frames; the first of each was taken')
         return notes
 
-# %% ../nbs/15_image_cache.ipynb #87b8fc82
+# %% ../nbs/15_image_cache.ipynb #86d42b25
 def _described(found:Listing, decoded:_Decoded, origin:dict) -> dict:
     "What a cache says about itself."
     homes = ((p, c) for p,rows in found.parts.items() for c,_ in rows)
@@ -407,7 +408,7 @@ def _writable(file:Path, n_bytes:int) -> bool:
         return os.access(file.parent, os.W_OK) and shutil.disk_usage(file.parent).free > n_bytes + (1 << 26)
     except OSError: return False
 
-# %% ../nbs/15_image_cache.ipynb #defe1803
+# %% ../nbs/15_image_cache.ipynb #9a36ed4b
 def _decode_tree(tree:Tree, file:Path, origin:dict, size:int|None, gray:bool|None) -> tuple[dict, Callable]:
     "Decode a tree into its cache, or into memory; what it says about itself, and a way to fetch one tensor."
     found = listing(tree)
@@ -442,7 +443,7 @@ def _decode_as(form:Form, found:Listing, names:list[str], file:Path, origin:dict
     rest = {k: torch.from_numpy(np.concatenate(list(e.blocks()))) for k,e in entries.items() if k != 'images'}
     return about(), {'images': torch.from_numpy(kept), **rest}.__getitem__
 
-# %% ../nbs/15_image_cache.ipynb #e72b8490
+# %% ../nbs/15_image_cache.ipynb #d8849e6f
 def image_folders(
     path:str|Path,       # Folder or zip
     size:int|None=None,  # Pixels a side (centre square, bilinear); `None` keeps the files' own
@@ -466,7 +467,7 @@ def image_folders(
     for note in about['notes']: warnings.warn(f'{path.name}: {note}', stacklevel=2)
     return Source(path.stem, tuple(about['classes']), tuple(about['parts']), fetch, data=about['data'], file=file)
 
-# %% ../nbs/15_image_cache.ipynb #85ab7bda
+# %% ../nbs/15_image_cache.ipynb #25b9bf5f
 def mapped_rows(
     file:Path,                             # The cache that the rows come from
     parts:Iterable[tuple[Tensor, Tensor|None]], # Images, and which of them (None: all), one after the other

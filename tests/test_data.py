@@ -1032,6 +1032,18 @@ def test_a_set_larger_than_memory_is_mapped(tmp_path, monkeypatch):
     assert len({*(tmp_path/'cache').iterdir()} & files) == 0, 'what is stale goes'
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='sparse files and /proc')
+def test_a_file_larger_than_the_machine_is_mapped(tmp_path):
+    total = 1024*memory._figures(Path('/proc/meminfo'))['MemTotal']
+    try:
+        with open(tmp_path/'sparse', 'wb') as f: f.truncate(2*total)
+    except OSError: pytest.skip('no file of that size here')
+    every = image_cache._mapped(tmp_path/'sparse', 4096, 2*total - 4096)
+    assert len(every) == 2*total - 4096 and every[-5:].tolist() == [0]*5
+    every[7] = 1
+    assert every[7] == 1 and (tmp_path/'sparse').open('rb').read(8192)[4096 + 7] == 0
+
+
 def test_a_replaced_file_is_noticed(tmp_path):
     root = tree(tmp_path/'d', n=6)
     first = load(root, 'all')
