@@ -53,7 +53,7 @@ def _trained(out, method, resume, compile, threads, device, options, download):
         if spec.options.trains_at == 'learned': warnings.simplefilter('ignore', UserWarning)  # said at the end
         run = train_run(spec, out, resume, compile=compile, device=device, on_plan=tell, on_row=rows,
                         on_step=rows.on_step)
-    report = {'run': str(out), 'spec': spec.to_dict(), 'history': run.history.rows}
+    report = {'run': str(out), 'spec': run.spec.to_dict(), 'history': run.history.rows}
     return run, report | (_learned(run, out) if spec.options.trains_at == 'learned' else {})
 
 
@@ -73,7 +73,7 @@ def train(
     **options,
 ):
     "Train one network into a folder."
-    with clear_errors('threads', 'device', 'download'):
+    with clear_errors('threads', 'device', 'download', 'resume'):
         run, report = _trained(out, method, resume, compile, threads, device, options, download)
         if json_: return print(json.dumps(report))
         if 'found' in report: _tell_learned(run, report)
@@ -122,7 +122,7 @@ def adaqat(
     **options,
 ):
     "Learn the bits while training."
-    with clear_errors('threads', 'device', 'download'):
+    with clear_errors('threads', 'device', 'download', 'resume'):
         if method not in LEARNED:
             raise ValueError(f'{method!r} does not learn bits; choose {" or ".join(LEARNED)}, '
                              f'or mebqat train --method {method}')
@@ -215,7 +215,7 @@ def search(
     json_: AsJson = False,
 ):
     "Find a policy."
-    with clear_errors('threads', 'download', 'widths', 'population', 'generations', 'by', 'fitness_images'):
+    with clear_errors('threads', 'download', 'resume', 'widths', 'population', 'generations', 'by', 'fitness_images'):
         from mebqat.mixed.space import Budget
         from mebqat.runs import open_run, search as searching
         if max_bytes is max_bitops is None:
