@@ -83,7 +83,7 @@ def train(
     **options,
 ):
     "Train one network into a folder."
-    with clear_errors('threads', 'device', 'changed_data', 'download'):
+    with clear_errors('threads', 'device', 'changed_data', 'download', 'resume'):
         run, report = _trained(out, method, resume, changed_data, compile, threads, device, options, download)
         if json_: return print(json.dumps(report))
         if 'found' in report: _tell_learned(run, report)
@@ -133,7 +133,7 @@ def adaqat(
     **options,
 ):
     "Learn the bits while training."
-    with clear_errors('threads', 'device', 'changed_data', 'download'):
+    with clear_errors('threads', 'device', 'changed_data', 'download', 'resume'):
         if method not in LEARNED:
             raise ValueError(f'{method!r} does not learn bits; choose {" or ".join(LEARNED)}, '
                              f'or mebqat train --method {method}')
@@ -229,7 +229,7 @@ def search(
     json_: AsJson = False,
 ):
     "Find a policy."
-    with clear_errors('threads', 'download', 'changed_data', 'widths', 'population', 'generations', 'by',
+    with clear_errors('threads', 'download', 'changed_data', 'resume', 'widths', 'population', 'generations', 'by',
                       'fitness_images'):
         from mebqat.mixed.space import Budget
         from mebqat.runs import open_run, search as searching

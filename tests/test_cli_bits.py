@@ -127,7 +127,7 @@ def test_an_interrupted_learning_resumes_to_the_same_bits(runs, tmp_path):
         left[0] -= 1
         return left[0] == 0
     with pytest.raises(Interrupted, match='--resume'): train_run(spec, tmp_path/'run', compile=False, stop=stop)
-    assert 'unfinished' in good('info', tmp_path/'run').stdout
+    assert json.loads(good('info', tmp_path/'run', '--json').stdout)['kind'] == 'unfinished run'
     refused('adaqat', '--out', tmp_path/'run', *RUNS['layers'][1:], '--lam', '.2', '--resume', names='--lam 0.02 there, 0.2 here')
     good('adaqat', '--out', tmp_path/'run', *RUNS['layers'][1:], '--resume')
     assert open_run(tmp_path/'run').setting == open_run(runs/'layers').setting

@@ -460,7 +460,7 @@ def test_what_cannot_start_a_run(case, trained, tmp_path):
 # files
 
 DAMAGE = {
-    'another format': ({'format': 'mebqat-weights'}, 'does not describe a network of this version: it is no file of mebqat-maml'), 'a checkpoint': ({'format': None}, 'checkpoint of an unfinished run'),
+    'another format': ({'format': 'mebqat-weights'}, 'does not describe a network of this version: it is no file of mebqat-maml'), 'no kind': ({'format': None}, 'is no run'),
     'another version': ({'version': 3}, 'in format 3; this version reads formats 1 and 2'), 'no spec': ({'spec': None}, 'does not describe'),
     'spec of another kind': ({'spec': [1]}, 'does not describe'), 'a method of tomorrow': ({'spec': {'method': 'leo'}}, "no method 'leo'"),
     'no method': ({'spec': {}}, 'does not describe'), 'no input': ({'input': None}, 'does not describe'), 'a flat input': ({'input': [28]}, 'does not describe'),

@@ -84,7 +84,7 @@ def shine():
 
 
 def test_a_method_registered_elsewhere_has_its_option_everywhere(shine, tmp_path):
-    spec = spec_of('shine', glow=.7, width=4, epochs=.1)
+    spec = spec_of('shine', glow=.7, width=4, epochs=.1, batch_size=64)
     assert list(METHODS).index('shine') == list(METHODS).index('pn') - 1 and spec.to_dict()['glow'] == spec.options.glow == .7 and stored_spec(spec.to_dict()) == spec
     with pytest.raises(ValueError, match='glow= is not an option of mebqat; it is for shine'): spec_of('mebqat', glow=.7)
     train_run(spec, tmp_path/'run')
@@ -140,10 +140,10 @@ def test_an_old_run_is_this_run(method, tmp_path):
     save_whole(tmp_path/'old'/'model.safetensors', tensors, about | {'spec': OLD[method]})
     save_whole(tmp_path/'old'/'checkpoint.safetensors', *load_whole(tmp_path/'new'/'checkpoint.safetensors'))
     (tmp_path/'old'/'run.json').write_text(json.dumps({'format': 'mebqat-run', 'version': 1, 'mebqat': '0.1.0', 'torch': torch.__version__, 'spec': OLD[method]}, indent=1))
-    old = open_run(tmp_path/'old')
-    assert old.spec == SMALL[method] == stored_spec(OLD[method]) and all(torch.equal(v, run.model.state_dict()[k]) for k,v in old.model.state_dict().items())
-    claim(tmp_path/'old', SMALL[method])
-    with pytest.raises(ValueError, match='holds another run: seed=0 there, 1 here$'): claim(tmp_path/'old', SMALL[method].changed(seed=1))
+    old, named = open_run(tmp_path/'old'), run.spec  # which names the batch size that the images decided, as an old file does
+    assert old.spec == named == stored_spec(OLD[method]) and all(torch.equal(v, run.model.state_dict()[k]) for k,v in old.model.state_dict().items())
+    claim(tmp_path/'old', named)
+    with pytest.raises(ValueError, match='holds another run: seed=0 there, 1 here$'): claim(tmp_path/'old', named.changed(seed=1))
     again = train_run(SMALL[method], tmp_path/'old', resume=True)
     assert again.history.rows == run.history.rows
     assert json.loads(good('info', tmp_path/'old', '--json').stdout)['method'] == method

@@ -186,8 +186,8 @@ def settled(self:EpisodeRecipe, train:Pool) -> 'EpisodeRecipe': return self  # n
 def plan(self:EpisodeRecipe, train:Pool, config:TrainConfig) -> str:
     "What the run will do, in a line."
     inputs, per_step = self.spec.inputs, self.spec.options.episodes_a_step(self.spec.training.n_tasks)
-    episodes = 'episode' if per_step == 1 else 'episodes'
-    return (f'{train.name}: {len(train):,} images of {len(train.classes):,} classes; {config.steps:,} steps of '
+    steps, episodes = (word + "s"*(n > 1) for word,n in (("step", config.steps), ("episode", per_step)))
+    return (f'{train.name}: {len(train):,} images of {len(train.classes):,} classes; {config.steps:,} {steps} of '
             f'{per_step} {episodes} ({inputs.n_way}-way {inputs.k_shot}-shot)')
 
 
