@@ -238,7 +238,8 @@ def _mount(folder, flags, options):
 
 # ---- what a folder holds -------------------------------------------------------------------------------------------
 
-LITTER = re.compile(r'\.(part|tmp)$')
+# Files and folders on their way to their place.
+LITTER = re.compile(r'\.(part|tmp|answer|link)(/|$)')
 ANSWER = re.compile(r'((?:surfaces|searches)/[^/]+)\.\d+(?=/)')  # an answer given again lies beside the one before
 # What differs between two runs that did the same: times, who wrote it when, and checksums over those.
 CHANGING = {'seconds', 'created', 'written', 'date', 'time', 'host', 'pid', 'mtime',
@@ -287,8 +288,8 @@ def contents(folder) -> dict:
     "Every file of a folder below its name, as its reader understands it; ('damaged', why) where it does not."
     found = {}
     for file in sorted(Path(folder).rglob('*')):
-        name = ANSWER.sub(r'\1', file.relative_to(folder).as_posix())
-        is_ours = file.is_file() and not LITTER.search(file.name) and not file.name.startswith('.')
+        path = file.relative_to(folder).as_posix()
+        name, is_ours = ANSWER.sub(r'\1', path), file.is_file() and not LITTER.search(path) and file.name[0] != '.'
         if not is_ours or is_damaged(found.get(name)): continue
         try: found[name] = _content(file)
         except Exception as e: found[name] = 'damaged', f'{type(e).__name__}: {e}'
@@ -312,7 +313,9 @@ def is_damaged(content): return isinstance(content, tuple) and content[:1] == ('
 def damaged(found) -> list[str]: return [f'{name}: {c[1]}' for name,c in found.items() if is_damaged(c)]
 
 
-def litter(folder) -> list[str]: return sorted(p.name for p in Path(folder).rglob('*') if LITTER.search(p.name))
+def litter(folder) -> list[str]:
+    "What killed writers left."
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob('*') if LITTER.search(p.name))
 
 
 def differing(found, wanted) -> str:

@@ -105,7 +105,7 @@ def base_of(job) -> Path | None:
 def reference(name):
     "What a job gives undisturbed: contents, seconds, changes; and the bytes it takes."
     job = next(j for j in jobs() if j.name == name)
-    folder = fresh(base_of(job), HOME/'work'/'here')
+    folder = fresh(base_of(job), HOME/'undisturbed'/'here')
     done = run(job.call, folder, hook={}, env=cache_of(folder))
     found = contents(folder)
     if done.code != 0 or damaged(found): raise RuntimeError(f'{name} failed undisturbed: {done} {damaged(found)}')
@@ -183,6 +183,7 @@ def judge_kill(job, folder, ended, number, foreign, moment):
 def real_kills(count, rng):
     "The command itself, in a process that also imports."
     row, job = Row('kill: the real command'), next(j for j in jobs() if j.real)
+    reference(job.name)
     for _ in range(count):
         number, folder = rng.choice(SIGNALS), fresh(None, HOME/'work'/'here')
         plant(folder, ['notes.txt'])
