@@ -6,12 +6,13 @@ BENCHES := $(sort $(wildcard tests/bench/[a-z]*.py))
 WAIT := Installing into .venv; the first time this takes minutes and, on Linux, about 6 GB
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs export bench browser clean distclean
+.PHONY: help demo test campaign lab docs export bench browser clean distclean
 
 help:
 	@echo 'make demo    train on shipped data in about a minute; table here, surface in demo/surface.html'
 	@echo 'make demo FEWSHOT=1   new characters from one example each, up to three minutes; demo/fewshot.html'
 	@echo 'make test    every check: lint, notebooks, package, browser'
+	@echo 'make campaign   kill, hinder and damage everything that is written, at length; the table of what came of it'
 	@echo 'make lab     the notebooks in JupyterLab'
 	@echo 'make docs    notebooks, guides and reference as a site, docs/_build/html/index.html'
 	@echo 'make export  write mebqat/*.py from nbs/*.ipynb, and tidy the notebooks'
@@ -25,6 +26,9 @@ demo: .venv/.demo
 test: .venv/.dev .venv/.learn2learn browser
 	$(BIN)/ruff check --no-cache --select F mebqat
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+campaign: .venv/.dev
+	$(BIN)/python tests/campaign.py
 
 lab: .venv/.lab
 	$(BIN)/mebqat lab

@@ -1,5 +1,5 @@
-"What the campaign rests on: a command in a child process that can be killed or hindered, what a folder then holds, and the table."
-import ctypes, errno, json, mmap, os, pickle, random, re, resource, shutil, signal, sys, time, traceback
+"What the campaign rests on: commands in children that can be killed or hindered, what a folder holds, and the table."
+import ctypes, json, mmap, os, pickle, random, re, resource, shutil, signal, sys, time, traceback
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-# ---- the table ----------------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------------------------
 
 OUTCOMES = 'right', 'refused', 'wrong'
 
@@ -32,16 +32,16 @@ def print_table(rows, examples=3):
     "Every row with its four counts, and the first few of what was wrong; whether nothing was."
     width = max(len(r.what) for r in rows)
     print(f'{"":{width}}  {"tried":>6} {"right":>6} {"refused in words":>17} {"wrong":>6}')
-    for r in rows: print(f'{r.what:{width}}  {r.tried:6} {r.counts["right"]:6} {r.counts["refused"]:17} {r.counts["wrong"]:6}')
     total = {k: sum(r.counts[k] for r in rows) for k in OUTCOMES}
-    print(f'{"in all":{width}}  {sum(total.values()):6} {total["right"]:6} {total["refused"]:17} {total["wrong"]:6}')
+    for what, tried, n in (*((r.what, r.tried, r.counts) for r in rows), ('in all', sum(total.values()), total)):
+        print(f'{what:{width}}  {tried:6} {n["right"]:6} {n["refused"]:17} {n["wrong"]:6}')
     for r in rows:
         for note in r.notes[:examples]: print(f'\nwrong, {r.what}: {note}')
         if len(r.notes) > examples: print(f'... and {len(r.notes) - examples} more')
     return total['wrong'] == 0
 
 
-# ---- a command in a child -----------------------------------------------------------------------------------------------
+# ---- a command in a child ------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Done:
@@ -110,14 +110,14 @@ def fail(code):
     return act
 
 
-def rss(): return int(Path('/proc/self/statm').read_text().split()[1])*mmap.PAGESIZE if os.path.exists('/proc/self/statm') else 0
+def virtual() -> int: return int(Path('/proc/self/statm').read_text().split()[0])*mmap.PAGESIZE
 
 
-def virtual(): return int(Path('/proc/self/statm').read_text().split()[0])*mmap.PAGESIZE
+def resident() -> int: return int(Path('/proc/self/statm').read_text().split()[1])*mmap.PAGESIZE
 
 
 def run(call, folder, *, hook=None, delay=None, number=None, env=None, memory=None, timeout=120) -> Done:
-    "Run a command line (a tuple), or a function, in a child whose working folder is `folder`; a signal after `delay` seconds."
+    "Run a command line (a tuple), or a function, in a child in a folder; `number` is a signal, after `delay` seconds."
     shared = mmap.mmap(-1, 16)
     out, err = os.memfd_create('out'), os.memfd_create('err')
     begun, pid = time.monotonic(), os.fork()
@@ -161,7 +161,7 @@ def _child(call, folder, hook, shared, out, err, env, memory):
         os.chdir(folder)
         os.environ.update(env)
         if memory: resource.setrlimit(resource.RLIMIT_AS, (virtual() + memory, virtual() + memory))
-        shared[8:16] = rss().to_bytes(8, 'little')
+        shared[8:16] = resident().to_bytes(8, 'little')
         if hook is not None: Hook(folder, shared, **hook).install()
         code = _call(call)
         sys.stdout.flush()
@@ -208,7 +208,7 @@ def apart(function, *args):
     return pickle.loads(data)
 
 
-# ---- small disks --------------------------------------------------------------------------------------------------------
+# ---- small disks ---------------------------------------------------------------------------------------------------
 
 def private_mounts() -> bool:
     "Give this process mounts that nobody else sees; False where it may not."
@@ -219,24 +219,31 @@ def private_mounts() -> bool:
 @contextmanager
 def small_disk(folder, size):
     "A disk of `size` bytes at a folder, as long as the block runs."
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b'none', str(folder).encode(), b'tmpfs', 0, f'size={size}'.encode()): raise OSError(ctypes.get_errno(), 'mount')
+    _mount(folder, 0, f'size={size}')
     try: yield
-    finally: libc.umount2(str(folder).encode(), 2)
+    finally: ctypes.CDLL(None).umount2(str(folder).encode(), 2)
 
 
 def read_only(folder, is_so=True):
     "Let nothing be written to a small disk, or let it again."
+    _mount(folder, 0x20 | is_so, None)
+
+
+def _mount(folder, flags, options):
+    "Mount memory as a disk (OSError)."
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b'none', str(folder).encode(), b'tmpfs', 0x20 | (1 if is_so else 0), None): raise OSError(ctypes.get_errno(), 'remount')
+    if libc.mount(b'none', str(folder).encode(), b'tmpfs', flags, options and options.encode()):
+        raise OSError(ctypes.get_errno(), f'mount at {folder}')
 
 
-# ---- what a folder holds ------------------------------------------------------------------------------------------------
+# ---- what a folder holds -------------------------------------------------------------------------------------------
 
-LITTER = re.compile(r'\.(part|tmp)$')
+# Files and folders on their way to their place.
+LITTER = re.compile(r'\.(part|tmp|answer|link)(/|$)')
 ANSWER = re.compile(r'((?:surfaces|searches)/[^/]+)\.\d+(?=/)')  # an answer given again lies beside the one before
 # What differs between two runs that did the same: times, who wrote it when, and checksums over those.
-CHANGING = {'seconds', 'created', 'written', 'date', 'time', 'host', 'pid', 'checksum', 'digest', 'crc', 'crc32', 'sha256', 'mtime'}
+CHANGING = {'seconds', 'created', 'written', 'date', 'time', 'host', 'pid', 'mtime',
+            'checksum', 'digest', 'crc', 'crc32', 'sha256'}
 
 
 def plain(x, depth=0):
@@ -245,7 +252,8 @@ def plain(x, depth=0):
     if isinstance(x, torch.Tensor):
         flat = x.detach().cpu().contiguous().reshape(-1)
         return str(x.dtype), tuple(x.shape), flat.view(torch.uint8).numpy().tobytes() if x.numel() else b''
-    if isinstance(x, Mapping): return tuple(sorted((str(k), plain(v, depth + 1)) for k,v in x.items() if str(k) not in CHANGING))
+    if isinstance(x, Mapping):
+        return tuple(sorted((str(k), plain(v, depth + 1)) for k,v in x.items() if str(k) not in CHANGING))
     if isinstance(x, (list, tuple)): return tuple(plain(v, depth + 1) for v in x)
     if isinstance(x, (set, frozenset)): return tuple(sorted(map(repr, x)))
     if x is None or isinstance(x, (bool, int, float, str, bytes)): return repr(x)
@@ -268,19 +276,21 @@ def reader_of(name) -> Callable | None:
     from mebqat.runs.policies import load_policy
     from mebqat.runs.search import trajectory
     from mebqat.surface import Surface
-    readers = [(r'model\.safetensors', open_run), (r'checkpoint\.safetensors', load_whole), (r'exploration.*\.safetensors', load_explorations),
-               (r'episodes.*\.safetensors', EpisodeScores.load), (r'surface.*\.json', Surface.load), (r'front.*\.json', Front.load),
-               (r'policy.*\.json', load_policy), (r'search-.*\.json', SearchResult.load), (r'trajectory\.json', trajectory),
-               (r'.*\.json', lambda p: json.loads(Path(p).read_text(encoding='utf-8')))]
-    return next((read for pattern, read in readers if re.fullmatch(pattern, name)), None)
+    def any_json(path): return json.loads(Path(path).read_text(encoding='utf-8'))
+    readers = {r'model\.safetensors': open_run, r'checkpoint\.safetensors': load_whole,
+               r'exploration.*\.safetensors': load_explorations, r'episodes.*\.safetensors': EpisodeScores.load,
+               r'surface.*\.json': Surface.load, r'front.*\.json': Front.load, r'policy.*\.json': load_policy,
+               r'search-.*\.json': SearchResult.load, r'trajectory\.json': trajectory, r'.*\.json': any_json}
+    return next((read for pattern, read in readers.items() if re.fullmatch(pattern, name)), None)
 
 
 def contents(folder) -> dict:
     "Every file of a folder below its name, as its reader understands it; ('damaged', why) where it does not."
     found = {}
     for file in sorted(Path(folder).rglob('*')):
-        name = ANSWER.sub(r'\1', file.relative_to(folder).as_posix())
-        if not file.is_file() or LITTER.search(file.name) or file.name.startswith('.') or is_damaged(found.get(name)): continue
+        path = file.relative_to(folder).as_posix()
+        name, is_ours = ANSWER.sub(r'\1', path), file.is_file() and not LITTER.search(path) and file.name[0] != '.'
+        if not is_ours or is_damaged(found.get(name)): continue
         try: found[name] = _content(file)
         except Exception as e: found[name] = 'damaged', f'{type(e).__name__}: {e}'
     return found
@@ -303,7 +313,9 @@ def is_damaged(content): return isinstance(content, tuple) and content[:1] == ('
 def damaged(found) -> list[str]: return [f'{name}: {c[1]}' for name,c in found.items() if is_damaged(c)]
 
 
-def litter(folder) -> list[str]: return sorted(p.name for p in Path(folder).rglob('*') if LITTER.search(p.name))
+def litter(folder) -> list[str]:
+    "What killed writers left."
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob('*') if LITTER.search(p.name))
 
 
 def differing(found, wanted) -> str:
@@ -325,8 +337,10 @@ def plant(folder, names=FOREIGN):
 
 def touched(folder, names=FOREIGN) -> list[str]:
     "Which of them are no longer as they were."
-    def text(name): return FOREIGN.get(name, f'{name} of somebody\n')
-    return [n for n in names if not (Path(folder)/n).is_file() or (Path(folder)/n).read_text(encoding='utf-8') != text(n)]
+    def is_whole(name):
+        file = Path(folder)/name
+        return file.is_file() and file.read_text(encoding='utf-8') == FOREIGN.get(name, f'{name} of somebody\n')
+    return [n for n in names if not is_whole(n)]
 
 
 def fresh(base, folder):
@@ -337,9 +351,10 @@ def fresh(base, folder):
     return Path(folder)
 
 
-# ---- mutations ----------------------------------------------------------------------------------------------------------
+# ---- mutations -----------------------------------------------------------------------------------------------------
 
-JUNK = (None, True, -1, 0, 2**70, 1e308, float('nan'), float('inf'), '', 'x', 'W2A2', [], {}, [[]], {'a': 1}, [1, 'a'], '\u0000', 'ä'*500)
+JUNK = (None, True, -1, 0, 2**70, 1e308, float('nan'), float('inf'), '', 'x', 'W2A2', '\u0000', 'ä'*500,
+        [], {}, [[]], {'a': 1}, [1, 'a'])
 
 
 def mutated(data:bytes, rng:random.Random) -> tuple[bytes, str]:
@@ -407,34 +422,35 @@ class Late(BaseException):
     "Something took too long."
 
 
-def judged(tries, read, wanted, seconds=20):
-    "Read each of some changed files, as (write, note); yields its outcome and a note. In a child: memory is bounded by the caller."
+def judged(step, read, wanted, name='', seconds=20) -> tuple[str, str]:
+    "Change a file and read it: its outcome, and what was wrong. A refusal is one line with a name; None takes anything."
+    write, note = step
     def late(number, frame): raise Late
     signal.signal(signal.SIGALRM, late)
-    for write, note in tries:
-        write()
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
-            found = read()
-            outcome = ('right', '') if wanted is None or found == wanted else ('wrong', f'{note}: accepted, changed')
-        except (ValueError, OSError) as e:
-            text = str(e)
-            outcome = ('refused', '') if text.strip() and '\n' not in text and len(text) < 2000 else ('wrong', f'{note}: {type(e).__name__} without one line: {text[:200]!r}')
-        except Late: outcome = 'wrong', f'{note}: not done in {seconds} s'
-        except Exception as e: outcome = 'wrong', f'{note}: {type(e).__name__}: {str(e)[:200]}'
-        finally: signal.setitimer(signal.ITIMER_REAL, 0)
-        yield outcome
+    write()
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        found = read()
+        return ('right', '') if wanted is None or found == wanted else ('wrong', f'{note}: accepted, changed')
+    except (ValueError, OSError) as e:
+        text = str(e)
+        in_words = text.strip() and '\n' not in text and len(text) < 1000 and name in text
+        if in_words: return 'refused', ''
+        return 'wrong', f'{note}: {type(e).__name__}, not in one line that names {name}: {text[:200]!r}'
+    except Late: return 'wrong', f'{note}: not done in {seconds} s'
+    except Exception as e: return 'wrong', f'{note}: {type(e).__name__}: {str(e)[:200]}'
+    finally: signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def judge_apart(row, make, count, memory, seed, timeout=30):
-    """Judge `count` mutations in children that may die: `make(rng)` gives (write, note), the reader and what it should give.
+def judge_apart(row, make, count, memory, seed, name=''):
+    """Judge `count` mutations in a child: `make(rng)` gives (write, note), the reader and what it should give.
 
-    A child that crashes, hangs or takes too much memory is one wrong outcome, and another one goes on behind it."""
+    A child that dies is one wrong outcome, and another one goes on behind it."""
     done = 0
     while done < count:
         read, write = os.pipe()
         pid = os.fork()
-        if pid == 0: _judge_child(write, make, done, count, memory, seed)
+        if pid == 0: _judge_child(write, make, done, count, memory, seed, name)
         os.close(write)
         with open(read, 'rb') as f:
             try:
@@ -449,7 +465,7 @@ def judge_apart(row, make, count, memory, seed, timeout=30):
             done += 1
 
 
-def _judge_child(write, make, first, count, memory, seed):
+def _judge_child(write, make, first, count, memory, seed, name):
     "The rest of some mutations, told to the parent one by one; ended from outside where Python does not answer."
     try:
         null = os.open(os.devnull, os.O_RDWR)
@@ -461,9 +477,11 @@ def _judge_child(write, make, first, count, memory, seed):
         with open(write, 'wb', buffering=0) as f:
             for i in range(first, count):
                 step, read, wanted = make(random.Random(f'{seed} {i}'))
-                resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 60, resource.RLIM_INFINITY))  # a hang inside C
-                for outcome in judged([step], read, wanted): pickle.dump(outcome, f)
+                most = int(time.process_time()) + 60  # for a hang inside C, which no signal handler ends
+                resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+                pickle.dump(judged(step, read, wanted, name), f)
         os._exit(0)
     except BaseException:
-        with open(write, 'wb', buffering=0, closefd=False) as f: pickle.dump(('wrong', traceback.format_exc()[-500:]), f)
+        note = traceback.format_exc()[-500:]
+        with open(write, 'wb', buffering=0, closefd=False) as f: pickle.dump(('wrong', note), f)
         os._exit(1)
