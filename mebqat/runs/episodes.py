@@ -61,6 +61,7 @@ class EpisodeRecipe:
         there = Path(os.environ.get('MEBQAT_DATA', '.'))/file
         if file and not Path(file).is_file() and there.is_file(): file = str(there)
         return load(data or inputs.data, split, size=inputs.size, by='classes', split_file=file or None,
+                    drawn=inputs.drawn,
                     n_classes=inputs.glyph_classes, download=download)
 
     def pools(self) -> tuple[Pool, Pool]:

@@ -42,7 +42,8 @@ class ImageRecipe:
     def pool(self, split:str='test', data:str|None=None, shape=None, download:bool=False) -> Pool:
         "A split of the run's data, or of `data`, the same set elsewhere; fetched if it may be."
         inputs = self.spec.inputs
-        return load(data or inputs.data, split, size=inputs.size, val=inputs.val, download=download)
+        return load(data or inputs.data, split, size=inputs.size, val=inputs.val, download=download,
+                    drawn=inputs.drawn)
 
     def pools(self) -> tuple[Pool, Pool]:
         "Images for training and validation (ValueError if they show different classes)."

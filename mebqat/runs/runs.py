@@ -226,7 +226,7 @@ def open_run(
     if is_checkpoint(about):
         raise ValueError(f'{file} is a checkpoint of an unfinished run; '
                          f'finish it with: mebqat train ... --out {file.parent} --resume')
-    name = about.get('format')
+    name = str(about.get('format'))
     if name not in WEIGHTS:
         hint = f'; look at it with: mebqat explore {path}' if name == 'mebqat-exploration' else ''
         raise ValueError(f'{file} is no run; it says it is {name!r}{hint}')

@@ -111,4 +111,12 @@ def stored_spec(
     kept = {k: v for k,v in options.items() if k in known}
     if 'calibrate' not in known and options.get('calibrate') is False and options.get('scheme', 'lsq') == 'lsq':
         kept['options'] = [('rule', 'published'), *options.get('options', ())]  # as every few-shot method once did
+    if 'drawn' in known and 'drawn' not in options and _is_own(options.get('data', '')):
+        kept['drawn'] = 'seed'  # as every split was drawn once
     return spec_of(options['method'], **kept)
+
+
+def _is_own(data) -> bool:
+    "Are these a user's pictures, without splits of their own?"
+    from mebqat.data import usual_rule
+    return isinstance(data, str) and data != '' and usual_rule(data) == 'content'
