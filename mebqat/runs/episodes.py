@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..adapt import adaptable, learn_rates
 from ..bits import BitSpace
 from ..pools import Pool
-from ..data import few_shot_name, jitter, load
+from ..data import few_shot_name, jitter, load, usual_rule
 from ..episodes import Episodes
 from ..fewshot.evaluate import sweep_episodes
 from ..files import load_whole
@@ -61,8 +61,7 @@ class EpisodeRecipe:
         there = Path(os.environ.get('MEBQAT_DATA', '.'))/file
         if file and not Path(file).is_file() and there.is_file(): file = str(there)
         return load(data or inputs.data, split, size=inputs.size, by='classes', split_file=file or None,
-                    drawn=inputs.drawn,
-                    n_classes=inputs.glyph_classes, download=download)
+                    drawn=inputs.drawn or usual_rule(inputs.data), n_classes=inputs.glyph_classes, download=download)
 
     def pools(self) -> tuple[Pool, Pool]:
         "Classes for training and validation."

@@ -17,7 +17,7 @@ from torch import nn
 from ..batchnorm import deployed
 from ..bits import FULL, Bits
 from ..pools import Pool
-from ..data import augment, load
+from ..data import augment, load, usual_rule
 from ..evaluate import correct
 from ..files import load_whole
 from ..footprint import sizes_of, training_bytes
@@ -43,7 +43,7 @@ class ImageRecipe:
         "A split of the run's data, or of `data`, the same set elsewhere; fetched if it may be."
         inputs = self.spec.inputs
         return load(data or inputs.data, split, size=inputs.size, val=inputs.val, download=download,
-                    drawn=inputs.drawn)
+                    drawn=inputs.drawn or usual_rule(inputs.data))
 
     def pools(self) -> tuple[Pool, Pool]:
         "Images for training and validation (ValueError if they show different classes)."
