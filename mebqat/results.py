@@ -10,15 +10,13 @@ __all__ = ['MARKER', 'FOLDER', 'QUESTION', 'NEWEST', 'is_ours', 'foreign', 'chec
 import hashlib
 import json
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from . import __version__
-from .files import Kind, whole
+from .files import Kind, part_path, sweep_parts, whole
 
 # %% ../nbs/30_results.ipynb #bd06aaf2
 MARKER = '.mebqat'
@@ -129,8 +127,8 @@ def keep_answer(
     folder, name = Path(folder), answer_name(question, label)
     home = folder/store
     home.mkdir(parents=True, exist_ok=True)
-    _sweep_folders(home)
-    part = home/f'.mebqat-{os.getpid()}-{secrets.token_hex(6)}.answer'
+    for place in (folder, home): sweep_parts(place)
+    part = part_path(home/name)
     try:
         part.mkdir()
         write(part)
@@ -163,16 +161,9 @@ def _remove(answer, names):
     with suppress(OSError): answer.rmdir()
 
 
-def _sweep_folders(home):
-    "Remove what killed writers left: half answers an hour old."
-    for part in home.glob('.mebqat-*.answer'):
-        with suppress(OSError):
-            if time.time() - part.stat().st_mtime > 3600: shutil.rmtree(part, ignore_errors=True)
-
-
 def _turn(link:Path, target:str):
     "Make a symbolic link lead elsewhere, in one step (OSError where there are no links)."
-    part = link.with_name(f'.mebqat-{secrets.token_hex(6)}.link')
+    part = part_path(link)
     try:
         os.symlink(target, part)
         os.replace(part, link)
