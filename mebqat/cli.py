@@ -115,6 +115,7 @@ def _tell_learned(run, report):
 
 # %% ../nbs/93_cli.ipynb #9c4bff9f
 LEARNED = names(trains_at='learned')
+_MANY = ', '.join(names(many=True, trains_on='images'))
 
 
 @app.command(help='Learn the bits while training: one pair for the network, or one for each layer; from scratch, or '
@@ -182,8 +183,7 @@ def surface(
         few_shot = {k: v for k,v in given.items() if v is not None}
         request = surface_of_run(opened, bits, split, data, changed_data, **few_shot)
         tune(threads, compile)
-        report = request.measure(folder)
-        report.save(folder)
+        report = request.measure().save(folder)
         if json_: print(json.dumps(report.to_dict()))
         else: _tell_surface(report)
         err.print(f'wrote {folder/"surface.json"} and {folder/"surface.html"}')
@@ -197,14 +197,11 @@ def _tell_surface(report):
     if report.differences is not None: print_differences(report.differences, report.against, console)
 
 # %% ../nbs/93_cli.ipynb #3416efb2
-_MANY = names(many=True, trains_on='images')
-
-
 @app.command(help='Find bits for each layer under a budget: a table here; policy.json, front.json and search.html in '
                   'RUN or DIR. Ctrl-C keeps every score.')
 def search(
     run: Annotated[Path, typer.Argument(
-        help=f'Run for many bitwidths ({", ".join(_MANY)}), or the name of a shipped one', **_PATH)],
+        help=f'Run for many bitwidths ({_MANY}), or the name of a shipped one', **_PATH)],
     max_bytes: Annotated[Optional[str], typer.Option(help='Most bytes of weights, such as 100kB')] = None,
     max_bitops: Annotated[Optional[str], typer.Option(help='Most bit operations for one image, such as 0.4G')] = None,
     method: Annotated[str, typer.Option(help='genetic, random, greedy, exact (needs scipy) or uniform')] = 'genetic',
@@ -233,15 +230,14 @@ def search(
                       'fitness_images'):
         from mebqat.mixed.space import Budget
         from mebqat.runs import open_run, search as searching
-        if max_bytes is max_bitops is None:
-            raise ValueError('a search needs a budget: --max-bytes, --max-bitops or both')
+        if max_bytes is max_bitops is None: raise ValueError('a search needs --max-bytes, --max-bitops or both')
         budget = Budget(amount('max_bytes', max_bytes, 'B'), amount('max_bitops', max_bitops, 'BitOPs'))
         settings = searching.settings_of(method, population, generations, seed)
         opened, folder = open_run(run), results_folder(run, out)
         space = searching.space_of(opened, searching.candidates_of(opened, widths, act_widths, ladder))
         if download: opened.pool('val', data, download=True)
-        pool = searching.held_out(opened, fitness_images, data)
         tune(threads)
+        pool = searching.held_out(opened, fitness_images, data)
         found = searching.search_run(opened, space, budget, folder, method, pool, resume, data, by, changed_data,
                                      _generation(by), **settings)
         searching.keep_found(found, folder)

@@ -6,6 +6,7 @@
 __all__ = ['CORNERS', 'ONE', 'PTQ', 'NETWORKS', 'run_demo', 'run_few_shot_demo']
 
 # %% ../nbs/92_demo.ipynb #0d5303cc
+import json
 from pathlib import Path
 
 from .bits import Bits, BitSpace
@@ -17,12 +18,24 @@ CORNERS = (Bits(2, 2), Bits(2, 8), Bits(8, 2), Bits(8, 8))
 ONE, PTQ = 'MEBQAT, one network', 'Post-training quantization'  # as tables and figures call them
 
 
+def _same_demo(specs, out):
+    "Refuse a folder with a demo of other settings, before anything is trained or written (ValueError)."
+    from mebqat.runs.run_folder import begun, run_record
+    for name,spec in specs.items():
+        folder = out/'runs'/name
+        there, here = run_record(folder).get('spec', {}), json.loads(json.dumps(spec.to_dict()))
+        differ = [k for k in here if k in there and there[k] != here[k]]
+        if differ and begun(folder):
+            k = differ[0]
+            raise ValueError(f'{out} holds a demo with {k}={there[k]!r}, not {here[k]!r}; '
+                             'give another folder with out=')
+
+
 def _trained(spec, folder):
     "Train a network of the demo, or go on with it; ValueError if the folder holds another run."
     from mebqat.runs import train_run
     there = (folder/'model.safetensors').exists()
-    try: run = train_run(spec, folder, resume=folder.exists())
-    except ValueError as e: raise ValueError(f'{e}; give another folder with out=') from e
+    run = train_run(spec, folder, resume=there or (folder/'checkpoint.safetensors').exists())
     when = f'was trained before; remove {folder} to train it again' if there else \
         f'trained in {run.history.seconds:5.1f} s'
     err.print(f'{spec.method:>11} {getattr(spec.options, "bits", ""):5} {when}')
@@ -39,9 +52,10 @@ def run_demo(
     common = dict(network, skip='none')
     specs = {'float': spec_of('float', **network), 'mebqat': spec_of('mebqat', **common)}
     specs |= {f'qat-{b}': spec_of('qat', bits=str(b), **common) for b in CORNERS}
+    specs['ptq'] = spec_of('ptq', init=str(out/'runs'/'float'), **common)
+    _same_demo(specs, out)
     own_folder(out, 'mebqat demo')
     runs = {name: _trained(spec, out/'runs'/name) for name,spec in specs.items()}
-    runs['ptq'] = _trained(spec_of('ptq', init=str(out/'runs'/'float'), **common), out/'runs'/'ptq')
     seconds = sum(r.history.seconds for r in runs.values())
     _report(out, _measure(runs, epochs, seed), runs, seconds, epochs)
 
@@ -129,6 +143,7 @@ def run_few_shot_demo(
              'mebqat-pn': spec_of('mebqat-pn', steps=steps, design='both', **twenty, **start, **common),
              'pn-qat': spec_of('pn-qat', steps=steps, bits='W2A2', **twenty, **start, **common),
              'mebqat-maml': spec_of('mebqat-maml', steps=steps, **inner_loop, **start, **common)}
+    _same_demo(specs, out)
     own_folder(out, 'mebqat demo')
     runs = {m: _trained(spec, out/'runs'/m) for m,spec in specs.items()}
     seconds = sum(r.history.seconds for r in runs.values())

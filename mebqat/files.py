@@ -7,6 +7,7 @@ __all__ = ['part_path', 'sweep_parts', 'whole', 'write_text', 'check_json', 'par
            'load_whole', 'shipped', 'printable', 'find_file']
 
 # %% ../nbs/07_files.ipynb #a3e99ff9
+import errno
 import hashlib
 import json
 import math
@@ -28,8 +29,15 @@ from safetensors import SafetensorError
 if TYPE_CHECKING: from torch import Tensor
 
 # %% ../nbs/07_files.ipynb #ee3e41b9
-_HOST = re.sub(r'\W', '_', socket.gethostname())[:40]
-_DAY = 24*3600
+def _here() -> str:
+    "This machine and its namespace of processes, in a word: the only place where a process number means something."
+    facts = [socket.gethostname()]
+    for read in (lambda: Path('/proc/sys/kernel/random/boot_id').read_text(), lambda: os.readlink('/proc/self/ns/pid')):
+        with suppress(OSError): facts.append(read())
+    return re.sub(r'\W', '_', facts[0])[:20] + '_' + hashlib.sha256(repr(facts).encode()).hexdigest()[:10]
+
+
+_HOST, _DAY = _here(), 24*3600
 
 
 def _alive(pid:int) -> bool:
@@ -65,6 +73,8 @@ def _to_disk(path:Path):
     if path.is_dir() and os.name != 'posix': return
     handle = os.open(path, flags)
     try: os.fsync(handle)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS): raise  # some file systems have no such thing
     finally: os.close(handle)
 
 # %% ../nbs/07_files.ipynb #fa9d816c
@@ -293,7 +303,7 @@ def _umask():
     os.umask(mask)
     return mask
 
-
+# %% ../nbs/07_files.ipynb #bf0f0c6b
 def load_whole(
     path:str|Path,        # A file of `save_whole`
     kind:Kind|None=None,  # What it must be; None takes anything

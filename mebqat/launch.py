@@ -99,6 +99,8 @@ def copy_notebooks(
     folder:Path, # Where the copies go; made if absent
 ) -> tuple[list[str], list[str]]: # Names of new copies, and of files that were there
     "Give a reader copies of her own; what is there stays as it is."
+    from mebqat.results import own_folder
+    if not any((folder/name).exists() for name in (START, TOUR)): own_folder(folder, 'mebqat lab')
     fresh, kept = [], []
     for name,file in sorted(copy_names().items()):
         copy = folder/name
@@ -128,24 +130,40 @@ def explorable(
     "The measurements of a run; FileNotFoundError or ValueError with the command that would make them."
     if path.name == 'model.safetensors' and path.is_file(): return explorable(path.parent)
     file = find_file(path, ('exploration.safetensors', 'surface.json'))
-    if file.is_dir() and find_file(file, ('model.safetensors', 'run.json')) != file:
+    if file.is_dir() and (file/'model.safetensors').is_file():
         raise ValueError(f'{path} is not measured yet; measure it first with: mebqat surface {path}')
-    if file.is_dir(): raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ...')
-    if file.parent == path: _warn_of_other_weights(path, file)
+    if file.is_dir():
+        from mebqat.runs.run_folder import weights_file
+        weights_file(path)
+        raise ValueError(f'{path} holds a run that is not finished; go on with: mebqat train ... --out {path} --resume')
+    if file.parent == path: _warn_of_changes(path, file)
     if not file.exists():
         raise FileNotFoundError(f'no run at {path}; make one with: mebqat train --out {path} ..., or explore '
                                 f'digits_exploration')
     return file
 
 
-def _warn_of_other_weights(folder, file):
-    "Say so where a run was trained on after it was measured."
+def _warn_of_changes(folder, file):
+    "Say so where a run, or its data, changed after it was measured."
     from mebqat.results import question_beside
     question, weights = question_beside(file), folder/'model.safetensors'
     if 'weights' not in question or not weights.is_file(): return
     if hashlib.sha256(weights.read_bytes()).hexdigest()[:16] != question['weights']:
         warnings.warn(f'{file} was measured with other weights than {weights} has now; measure again with: '
                       f'mebqat surface {folder}', stacklevel=3)
+    if differs := _data_differ(folder):
+        warnings.warn(f'the data are not those that {folder} was trained and measured on: {differs}', stacklevel=3)
+
+
+def _data_differ(folder) -> str:
+    "How a user's pictures differ from those that a run was trained on; '' if they do not, or are not here to be asked."
+    from mebqat.data import usual_rule
+    from mebqat.runs import open_run
+    try:
+        run = open_run(folder)
+        if usual_rule(run.spec.inputs.data) == 'seed' or 'data' not in run.about: return ''
+        return run.check_pool(run.pool('val'), changed_data=True, tell=False)
+    except (OSError, ValueError): return ''
 
 
 def explorations_of(

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'FOLDER', 'QUESTION', 'NEWEST', 'is_ours', 'foreign', 'check_folder', 'own_folder', 'answer_name',
-           'earlier_answer', 'question_beside', 'keep_answer']
+           'earlier_answer', 'question_beside', 'one_at_a_time', 'keep_answer']
 
 # %% ../nbs/30_results.ipynb #84f66bb1
 import hashlib
 import json
 import os
+import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from . import __version__
 from .files import Kind, part_path, sweep_parts, whole
@@ -45,11 +49,14 @@ def foreign(
 
 
 def _wrote(path) -> bool:
-    "Does a file say at its beginning that it is one of ours?"
+    "Does a file say at its beginning that it is of a kind of ours?"
     with suppress(OSError):
         if path.is_file():
-            with open(path, 'rb') as f: return b'"mebqat' in f.read(300)
+            with open(path, 'rb') as f: return bool(_OURS.search(f.read(300)))
     return False
+
+
+_OURS = re.compile(rb'^.{8}{"__metadata__":{"(mebqat|checksum)"|^\s*{\s*"format": "mebqat-', re.S)
 
 
 def check_folder(
@@ -116,6 +123,22 @@ def question_beside(
     return {}
 
 
+@contextmanager
+def one_at_a_time(
+    store:str|Path, # Folder of answers; made if it is not there
+):
+    "Inside the block no other process keeps an answer here; it waits for its turn, a minute at most (ValueError)."
+    Path(store).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(store)/'.writer.lock', is_singleton=True)
+    try: lock.acquire(timeout=60)
+    except Timeout:
+        raise ValueError(f'{store} is being written to by another process; try again when it has ended') from None
+    except (OSError, RuntimeError): lock = None  # no locks here
+    try: yield
+    finally:
+        if lock: lock.release()
+
+# %% ../nbs/30_results.ipynb #8b2e1502
 def keep_answer(
     folder:str|Path,           # Folder of results, ours
     store:str,                 # Such as `surfaces`
@@ -126,20 +149,20 @@ def keep_answer(
     "Keep an answer under its question, all its files at once, and link it as the newest."
     folder, name = Path(folder), answer_name(question, label)
     home = folder/store
-    home.mkdir(parents=True, exist_ok=True)
-    for place in (folder, home): sweep_parts(place)
-    part = part_path(home/name)
-    try:
-        part.mkdir()
-        write(part)
-        names = sorted(p.name for p in part.iterdir())
-        QUESTION.write(part/'question.json', question=dict(question))
-        before = _folders(home, name)
-        place = _placed(part, home, name, before)
-    finally:
-        if part.exists(): shutil.rmtree(part)
-    _link(folder, store, place, names)
-    for old in before: _remove(old, names)
+    with one_at_a_time(home):
+        for place in (folder, home): sweep_parts(place)
+        part = part_path(home/name)
+        try:
+            part.mkdir()
+            write(part)
+            names = sorted(p.name for p in part.iterdir())
+            QUESTION.write(part/'question.json', question=dict(question))
+            before = _folders(home, name)
+            place = _placed(part, home, name, before)
+        finally:
+            if part.exists(): shutil.rmtree(part)
+        _link(folder, store, place, names)
+        for old in before: _remove(old, names)
     return place
 
 # %% ../nbs/30_results.ipynb #d044475e
@@ -194,3 +217,5 @@ def _keep_earlier(path, store):
     while (store/f'earlier.{number}'/path.name).exists(): number += 1
     (store/f'earlier.{number}').mkdir(parents=True, exist_ok=True)
     os.replace(path, store/f'earlier.{number}'/path.name)
+    warnings.warn(f'{path}, of an earlier version or of yours, is now {store}/earlier.{number}/{path.name}',
+                  stacklevel=4)

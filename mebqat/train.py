@@ -239,14 +239,14 @@ def gentle_interrupt() -> Iterator[dict]: # `{'stop': bool, 'signal': int|None}`
 _FOLLOWS = {'steps', 'warmup', 'epoch_steps'}  # what a longer training may change: the length and what comes of it
 
 
-def _check_same(file, about, config, method) -> bool:
+def _check_same(file, about, config, method, other_data) -> bool:
     "Refuse a checkpoint of another configuration or kind of method (ValueError); is it of a shorter training?"
     here, there = json.loads(json.dumps(asdict(config))), about['config']
-    if here['steps'] < there.get('steps', 0):
+    if here['steps'] < there.get('steps', 0) and not other_data:
         raise ValueError(f'{file.parent} holds a run of {there["steps"]} steps, and {here["steps"]} are fewer; '
                          'a run can be made longer, not shorter')
     longer = here['steps'] > there.get('steps', 0)
-    free = {'checkpoint_minutes'} | (_FOLLOWS if longer else set())
+    free = {'checkpoint_minutes'} | (_FOLLOWS if longer or other_data else set())
     differ = [f'{k}={there.get(k)} there, {here.get(k)} here' for k in {**here, **there}
               if here.get(k) != there.get(k) and k not in free]
     if differ: raise ValueError(f'{file.parent} holds a run with another configuration: {"; ".join(differ)}')
@@ -311,7 +311,8 @@ def start(self:Checkpoint, resume:bool) -> tuple[int, History, _Sums]:
     tensors, about = load_whole(self.file)
     try: CHECKPOINT.check({'format': CHECKPOINT.name, 'version': 1} | about)  # the first ones did not say what they are
     except ValueError as e: raise ValueError(f'{self.file}: {e}') from None
-    longer = _check_same(self.file, about, self.config, self.method)
+    others = about.get('data') != self.facts.get('data')  # which somebody has agreed to
+    longer = _check_same(self.file, about, self.config, self.method, others)
     try:
         _unpack(tensors, self.model, self.optimizer)
         if self.method:

@@ -101,8 +101,7 @@ def test_without_links_the_files_are_copies(tmp_path, monkeypatch):
 # One file
 
 def test_a_killed_writers_part_goes_with_the_next_write(tmp_path):
-    import socket, re
-    host = re.sub(r'\W', '_', socket.gethostname())[:40]
+    from mebqat.files import _HOST as host
     dead, elsewhere, old, mine = (tmp_path/f'.mebqat-{h}-{p}-ab12.part' for h,p in ((host, 2**22 + 1), ('other_host', 7), ('third_host', 8), (host, os.getpid())))
     for p in (dead, elsewhere, old, mine): p.write_text('half')
     os.utime(old, (time.time() - 2*86400,)*2)

@@ -85,11 +85,11 @@ def same_episodes(
         if here.get(k) != there.get(k):
             raise ValueError(f'{name} was measured on other episodes: {k} {there.get(k)} there, {here.get(k)} here')
 
-# %% ../../nbs/fewshot/01_evaluate.ipynb #8477d9d5
+
 EPISODES = Kind('mebqat-episodes', 1, {'title': str, 'meta': dict, 'costs': {str: list}},
                 'make one with: mebqat surface RUN')
 
-
+# %% ../../nbs/fewshot/01_evaluate.ipynb #d219315e
 class EpisodeScores:
     "Accuracy of each episode at each pair, with the protocol."
     def __init__(self,
@@ -102,8 +102,7 @@ class EpisodeScores:
         self.title, self.meta, self.costs = title, dict(meta or {}), dict(costs or {})
         if not self.accuracy: raise ValueError('no pairs were measured')
         sizes = {len(v) for v in self.accuracy.values()}
-        if len(sizes) > 1:
-            raise ValueError(f'every pair needs the same episodes; there are {sorted(sizes)}')
+        if len(sizes) > 1: raise ValueError(f'every pair needs the same episodes; there are {sorted(sizes)}')
 
     @property
     def n(self) -> int: return len(next(iter(self.accuracy.values())))

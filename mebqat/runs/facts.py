@@ -20,7 +20,7 @@ from ..mixed.learned import TRAJECTORY
 from ..mixed.ledger import SEARCH, SearchResult
 from .policies import POLICY, load_policy, to_text
 from .runs import is_checkpoint, open_run
-from .run_folder import RUN, run_record, weights_file
+from .run_folder import RUN, being_extended, run_record, weights_file
 from .search import trajectory
 from .specs import stored_spec
 from .surfaces import DIFFERENCES
@@ -51,6 +51,10 @@ def run_facts(
         by_layer = run.setting.items() if isinstance(run.setting, Policy) else [('', run.setting)]
         options['found'] = ', '.join(f'{name} {bits}'.strip() for name,bits in by_layer)
     if run.concerns: options['concerns'] = '; '.join(run.concerns)
+    data = run.about.get('data') or {}
+    if isinstance(data, dict) and data.get('drawn'): options['split drawn by'] = data['drawn']
+    for k in ('extended', 'changed data'):
+        if run.about.get(k): options[k] = len(run.about[k])
     return {'kind': 'few-shot run' if few else 'run', **options, 'classes': classes if few else len(classes),
             'input': 'x'.join(map(str, run.about['input'])),
             'parameters': sum(p.numel() for p in run.model.parameters()),
@@ -68,6 +72,7 @@ def _begun(folder) -> dict:
 def _checkpoint(file, about) -> dict:
     "A run as far as it came."
     folder, done = file.parent, (file.parent/'model.safetensors').is_file()
+    if done and being_extended(folder, load_whole(folder/'model.safetensors')[1].get('spec', {})): done = False
     try: steps, last = about['config']['steps'], _last(about.get('history'))
     except (AttributeError, KeyError, TypeError) as e: raise ValueError(f'{file} is damaged: {e}') from None
     facts = {'kind': 'checkpoint of a finished run' if done else 'unfinished run', **_begun(folder), **last,
@@ -123,7 +128,7 @@ def _search(file, doc) -> dict:
     facts = {'kind': 'search', 'method': r.method, 'state': state, 'policies scored': len(r.evaluated)}
     if r.budget: facts['budget'] = str(r.budget)
     if r.evaluated: facts['best fitness'] = round(max(s.fitness for s in r.evaluated), 4)
-    return facts | _plain(r.meta)
+    return _plain(r.meta) | facts
 
 
 def _front(file, doc) -> dict:

@@ -24,8 +24,9 @@ from ..fewshot.evaluate import EpisodeScores, sweep_episodes
 from ..files import Kind, load_whole, save_whole
 from ..layers import bit_layers
 from ..results import check_folder
-from .run_folder import (
-    begun, check_data, claim, data_facts, may_claim, note_change, was_written, weights_file, what_differs, writing)
+from mebqat.runs.run_folder import (
+    as_begun, begun, being_extended, check_data, claim, data_facts, may_claim, note_change, was_written, weights_file,
+    what_differs, writing)
 from .episodes import EpisodeRecipe
 from .images import ImageRecipe
 from .method_table import Setup
@@ -120,11 +121,20 @@ def _doubts(recipe, train, val, config, row) -> tuple[str, ...]:
     return text,
 
 # %% ../../nbs/runs/10_runs.ipynb #4cfd1054
+def _check_place(device, out):
+    "Refuse a device that is not there, and a folder with files of others (ValueError, OSError)."
+    _check_device(device)
+    check_folder(out)
+
+
 def _may_begin(out, spec, resume):
     "Refuse a folder that is another run's, or this one's if nobody wants to go on (ValueError)."
     may_claim(out, spec, resume)
     if spec.options.trains and not resume and begun(out):
         raise ValueError(f'{out} holds a run already; go on with resume (--resume), or choose another folder')
+
+
+def _label(spec) -> str: return f'{spec.method} {Path(spec.inputs.data).name}'
 
 
 def _compile(spec, recipe, train, compile, device):
@@ -147,21 +157,19 @@ def train_run(
     "Train a run into its folder."
     if not isinstance(spec, RunSpec):
         raise TypeError(f'spec must be a RunSpec, from spec_of(method, ...); got {type(spec).__name__}')
-    _check_device(device)
-    check_folder(out)
+    _check_place(device, out)
     out, options, recipe = Path(out), spec.options, recipe_of(spec)
 
+    recipe = recipe_of(as_begun(out, spec)) if resume else recipe
     train, val = recipe.pools()
-    recipe = recipe.settled(train)
-    spec = recipe.spec
-    facts = data_facts(train)
-    change = check_data(out, facts, changed_data) if resume else None
+    recipe, facts = recipe.settled(train), data_facts(train)
+    spec, change = recipe.spec, check_data(out, facts, changed_data) if resume else None
     feed = recipe.feed(train, device)
     config = recipe.config(feed)
     if device == 'cpu': recipe.check_fits(train, val)
     model = recipe.network(train)
-    shape = tuple(train.images.shape[1:])
-    method = options.build(Setup(spec, model, config.steps, shape, lambda: recipe.float_network(train)))
+    setup = Setup(spec, model, config.steps, tuple(train.images.shape[1:]), lambda: recipe.float_network(train))
+    method = options.build(setup)
     validate = recipe.validator(model, method, train, val)
     model.to(device)
 
@@ -173,8 +181,7 @@ def train_run(
         if options.trains:
             _announce(recipe, train, config, on_plan)
             _compile(spec, recipe, train, compile, device)
-            label = f'{spec.method} {Path(spec.inputs.data).name}'
-            history = fit(model, method, feed, config, out, resume, validate, watcher, label, {'data': facts},
+            history = fit(model, method, feed, config, out, resume, validate, watcher, _label(spec), {'data': facts},
                           **functions)
         model.to('cpu')
         result = options.finish(spec, model, recipe.example(train), method)
@@ -232,6 +239,9 @@ def open_run(
         raise ValueError(f'{file} is no run; it says it is {name!r}{hint}')
     try: WEIGHTS[name].check(about)
     except ValueError as e: raise ValueError(f'{file}: {e}') from None
+    longer = being_extended(file.parent, about['spec'])
+    if longer:
+        warnings.warn(f'{file.parent} is being made longer ({longer}); these are its weights from before', stacklevel=2)
     try:
         spec = stored_spec(about['spec'])
         recipe = recipe_of(spec)
@@ -248,19 +258,22 @@ def check_pool(self:Run,
     pool:Pool,               # Images of the run's data as they are now, of any split
     data:str|None=None,      # Where they are from, as `pool` was asked
     changed_data:bool=False, # Measure all the same?
-):
+    tell:bool=True,          # Warn then?
+) -> str:                   # What differs; '' if they are the same
     "Refuse data that are not those the run was trained on (ValueError says what differs)."
     there = self.about.get('data')
     if there is None: there = {'fingerprint': self.about['fingerprint'], 'classes': self.about['classes']}
-    elif there.get('source') and there['source'] == getattr(pool, 'data', ''): return
-    if isinstance(there['classes'], int): return  # a few-shot run of before data were known by their contents
+    elif there.get('source') and there['source'] == getattr(pool, 'data', ''): return ''
+    if isinstance(there['classes'], int): return ''  # a few-shot run of before data were known by their contents
     here = data_facts(pool if pool.split == 'train' else self.pool('train', data))
     differs = what_differs({'images': here['images']} | there, here)
-    if not differs: return
+    if not differs: return ''
     if not changed_data:
-        raise ValueError(f'the data are not those that {self.path} was trained on: {differs}; training images may be '
-                         'among those it is measured on. To go on all the same, say changed_data (--changed-data)')
-    warnings.warn(f'measured on other data than {self.path} was trained on: {differs}', stacklevel=2)
+        moved = '; images it was trained on may be among them' if there.get('drawn') != 'content' else ''
+        raise ValueError(f'the data are not those that {self.path} was trained on: {differs}{moved}; to go on all the '
+                         'same, say changed_data (--changed-data)')
+    if tell: warnings.warn(f'measured on other data than {self.path} was trained on: {differs}', stacklevel=2)
+    return differs
 
 # %% ../../nbs/runs/10_runs.ipynb #18cc79ac
 @patch

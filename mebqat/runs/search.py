@@ -240,10 +240,7 @@ def search_run(
     run.check_pool(train, data, changed_data)
     meta = protocol_of(run, pool) | ({'by': by} if by != 'accuracy' else {})
     what = asdict(budget), meta, space.record()
-    file = file_of(folder, method, settings, *what)
-    if file.exists() and not resume and method != 'uniform':
-        raise ValueError(f'{file} holds this search already; go on with resume (--resume), '
-                         'or choose another folder or seed')
+    file = _scores_of(folder, method, resume, settings, *what)
     fit, accuracy_of = (fitness(run.model, pool, train, by=k) for k in (by, 'accuracy'))
     own_folder(folder, 'mebqat search')
     line = _line(space, fit, budget, meta, file_of(folder, 'uniform', {}, *what))
@@ -255,6 +252,15 @@ def search_run(
     shown = _points(result, line) if by == 'accuracy' else _by_accuracy(result, line, accuracy_of)
     tested = {k: score(run.model, p, test, train) for k,p in best.items()}
     return Found(run, budget, result, line, tested, file, tuple(shown))
+
+# %% ../../nbs/runs/12_search.ipynb #8a671fbb
+def _scores_of(folder, method, resume, *what) -> Path:
+    "The file of a search's scores; ValueError where they are and nobody wants to go on."
+    file = file_of(folder, method, *what)
+    if file.exists() and not resume and method != 'uniform':
+        raise ValueError(f'{file} holds this search already; go on with resume (--resume), '
+                         'or choose another folder or seed')
+    return file
 
 
 def _line(space, fit, budget, meta, file) -> SearchResult|None:

@@ -11,6 +11,7 @@ import html
 import json
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ..files import Kind, write_text
 from ..figures.pages import explorer_page
 from ..figures.plots import by_pair
 from ..figures.predictions import Exploration, explore, load_explorations, save_explorations
-from ..results import earlier_answer, keep_answer, own_folder
+from ..results import earlier_answer, keep_answer, one_at_a_time, own_folder
 from .run_folder import weights_digest
 from .runs import Run
 from ..surface import Surface, dumps
@@ -49,6 +50,10 @@ class SurfaceReport:
     against: str = ''                     # That run
     note: str = ''                        # A sentence for the terminal
     question: dict = field(default_factory=dict) # All that decides the answer but the pairs
+    report: Callable|None = None          # Makes such a report of what was measured
+
+    def with_pairs_of(self, before) -> 'SurfaceReport':
+        return self.report(joined(before, self.scores or self.predictions))
 
     def to_dict(self) -> dict: # JSON-able
         "The surface, and the differences if there are any."
@@ -62,19 +67,28 @@ class SurfaceReport:
 
     def save(self,
         folder:Path, # Where it goes, a run's folder or one for results; made if it is not there
-    ) -> Path:       # The folder of this answer
+    ) -> 'SurfaceReport': # What was kept: with the pairs that were measured before under the same question
         "Keep `surface.json`, `surface.html` and what was measured under their question, and show them as the newest."
-        return keep_answer(own_folder(folder, 'mebqat surface'), SURFACES, self.question, self._write, self.split)
+        own_folder(folder, 'mebqat surface')
+        with one_at_a_time(Path(folder)/SURFACES):
+            name = 'episodes.safetensors' if self.scores else 'exploration.safetensors'
+            before = earlier_pairs(folder, self.question, self.split, name)
+            report = self.with_pairs_of(before) if before is not None else self
+            keep_answer(folder, SURFACES, self.question, report._write, self.split)
+        return report
 
-    def _write(self, place):
-        self.surface.save(place/'surface.json')
-        shown = {self.surface.meta.get('method', self.surface.title): self.predictions or self.surface}
-        if self.predictions: save_explorations(place/'exploration.safetensors', shown)
-        write_text(place/'surface.html', explorer_page(shown, self.title, self.caption, self.parts))
-        if self.scores: self.scores.save(place/'episodes.safetensors')
-        if self.differences is None: return
-        DIFFERENCES.write(place/'differences.json', title=self.surface.title, against=self.against,
-                          meta=self.surface.meta, differences=self._rows())
+# %% ../../nbs/runs/13_surfaces.ipynb #6baff776
+@patch
+def _write(self:SurfaceReport, place):
+    "All files of an answer, into its folder."
+    self.surface.save(place/'surface.json')
+    shown = {self.surface.meta.get('method', self.surface.title): self.predictions or self.surface}
+    if self.predictions: save_explorations(place/'exploration.safetensors', shown)
+    write_text(place/'surface.html', explorer_page(shown, self.title, self.caption, self.parts))
+    if self.scores: self.scores.save(place/'episodes.safetensors')
+    if self.differences is None: return
+    DIFFERENCES.write(place/'differences.json', title=self.surface.title, against=self.against,
+                      meta=self.surface.meta, differences=self._rows())
 
 # %% ../../nbs/runs/13_surfaces.ipynb #eb3ddbb1
 FEW_PAIRS = 'W2A2 W2A8 W8A3 W4A4 W8A8 FP'  # of a few-shot surface
@@ -150,15 +164,14 @@ class ImageSurface:
                              f'mebqat train --method ptq --init {self.run.path} --out NEW')
         object.__setattr__(self, 'space', BitSpace.parse(self.bits) if self.bits else usual_space(self.run))
 
-    def measure(self,
-        folder:Path|None=None, # Where an earlier answer to the same question may be: its other pairs are kept
-    ) -> SurfaceReport:        # With those pairs
+    def measure(self) -> SurfaceReport:
         "Every pair on the same images, and the run's own policy if it has one."
         run, spec = self.run, self.run.spec
         images, train = run.pool(self.split, self.data), run.pool('train', self.data)
-        run.check_pool(train, self.data, self.changed_data)
+        differs = run.check_pool(train, self.data, self.changed_data)
         about = {'method': spec.method, 'bits': getattr(spec.options, 'bits', '') or str(run.setting or ''),
                  'seed': spec.training.seed, 'epochs': spec.training.epochs, 'model': spec.network.model}
+        if differs: about['data changed since training'] = differs
         note = ''
         if isinstance(run.setting, Policy):
             point = score(run.model, run.setting, images, train)
@@ -166,14 +179,18 @@ class ImageSurface:
             note = f'At its own policy: {100*point.accuracy:.1f} % ({100*point.low:.1f} to {100*point.high:.1f}).'
         predictions = explore(run.model, images, self.space, bn_data=train, meta=about,
                               title=f'{spec.method} {spec.quantization.scheme}')
-        question = question_of(run, predictions.meta)
-        predictions = joined(earlier_pairs(folder, question, self.split, 'exploration.safetensors'), predictions)
-        caption = (f'Accuracy of one network on {len(images):,} {self.split} images at every pair of bits: '
+        return self._report(predictions, note, len(images))
+
+    def _report(self, predictions, note, images) -> SurfaceReport:
+        "What was measured, with its page."
+        run, spec = self.run, self.run.spec
+        caption = (f'Accuracy of one network on {images:,} {self.split} images at every pair of bits: '
                    'what each bit buys, and which images it costs.')
         parts = [predictions.surface.to_frame(), *[html.escape(note)]*bool(note)]
         title = f'{spec.network.model} on {Path(spec.inputs.data).name}: {spec.method}'
         return SurfaceReport(predictions.surface, title, caption, parts, self.split, predictions, note=note,
-                             question=question)
+                             question=question_of(run, predictions.meta),
+                             report=lambda p: self._report(p, note, images))
 
 # %% ../../nbs/runs/13_surfaces.ipynb #d31a7397
 def open_scores(
@@ -232,14 +249,16 @@ class EpisodeSurface:
 
 # %% ../../nbs/runs/13_surfaces.ipynb #f840847c
 @patch
-def measure(self:EpisodeSurface,
-    folder:Path|None=None, # Where an earlier answer to the same question may be: its other pairs are kept
-) -> SurfaceReport:        # With those pairs
+def measure(self:EpisodeSurface) -> SurfaceReport:
     "Every pair on the same episodes."
-    run, drawn = self.run, self._episodes()
-    scores = run.sweep(self._space(), drawn, self.episodes, self.inner_steps)
-    question = question_of(run, scores.meta, self.against)
-    scores = joined(earlier_pairs(folder, question, self.split, 'episodes.safetensors'), scores)
+    drawn = self._episodes()
+    return self._report(self.run.sweep(self._space(), drawn, self.episodes, self.inner_steps), drawn)
+
+
+@patch
+def _report(self:EpisodeSurface, scores, drawn) -> SurfaceReport:
+    "What was measured, with its page."
+    run = self.run
     surface, shape = scores.surface(), f'{drawn.n_way}-way {drawn.k_shot}-shot'
     parts = [by_pair({scores.title: surface}, caption='The same pairs from coarse to fine, with their intervals.'),
              surface.to_frame()]
@@ -253,7 +272,8 @@ def measure(self:EpisodeSurface,
                'what each pair of bits costs this one network.')
     title = f'{run.spec.method} on {Path(run.spec.inputs.data).name}: {shape}'
     return SurfaceReport(surface, title, caption, parts, self.split, scores=scores, differences=differences,
-                         against=str(self.against or ''), question=question)
+                         against=str(self.against or ''), question=question_of(run, scores.meta, self.against),
+                         report=lambda s: self._report(s, drawn))
 
 # %% ../../nbs/runs/13_surfaces.ipynb #97a37417
 def surface_of_run(
