@@ -549,7 +549,7 @@ def test_a_warning_is_a_note_of_one_line_said_once(tmp_path, monkeypatch):
 def test_train_longer_by_the_command(tmp_path):
     small = ('--method', 'float', '--out', tmp_path/'run', *COMMON)
     good('train', '--epochs', 1, *small)
-    assert 'to make it longer, go on with resume (--resume)' in refused('train', '--epochs', 2, *small, names='--epochs 1')
+    assert 'to make it longer, go on with --resume' in refused('train', '--epochs', 2, *small, names='--epochs 1')
     assert f'note: {tmp_path/"run"} goes on from step' in good('train', '--epochs', 2, *small, '--resume').stderr
     assert 'not shorter' in refused('train', '--epochs', 1, *small, '--resume', names='--epochs')
     assert 'note: ' in good('train', '--epochs', 1, *small[:3], tmp_path/'new', *COMMON, '--resume').stderr

@@ -269,7 +269,7 @@ def test_refuses_bad_split_files(tmp_path):
     def said(**k): return refusal(root, split_file=split_file(path, **k))
     assert 'no split file at' in refusal(root, split_file=tmp_path/'none.json', kind=FileNotFoundError)
     assert 'no split file at' in refusal(root, split_file=tmp_path, kind=FileNotFoundError)
-    assert "no list of classes under 'test'" in said(train=['a'], val=['b'])
+    assert "s.json: it has no 'test'; a split file lists classes under train, val and test" in said(train=['a'], val=['b'])
     assert "no list of classes under 'val'" in said(train=['a'], val='b', test=['c'])
     assert "'x', under val, is not a class" in said(train=['a'], val=['x'], test=['c'])
     assert "['b'], under val" in said(train=['a'], val=[['b']], test=['c'])

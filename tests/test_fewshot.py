@@ -56,7 +56,7 @@ def drawn(n, seed=0): return [double(e) for e in Episodes(pool(), 3, 2, 3, seed)
 def tensors(model): return {k: v.clone() for k,v in model.state_dict().items()}
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 def grads(model): return {n: None if p.grad is None else p.grad.clone() for n,p in model.named_parameters()}
-def names(folder): return sorted(p.name for p in folder.rglob('*')) if folder.exists() else []
+def names(folder): return sorted(p.name for p in folder.rglob('*') if p.name != '.writer.lock') if folder.exists() else []
 def plain(row): return {k: v for k,v in row.items() if k != 'seconds'}
 
 
@@ -461,12 +461,12 @@ def test_what_cannot_start_a_run(case, trained, tmp_path):
 
 DAMAGE = {
     'another format': ({'format': 'mebqat-weights'}, 'does not describe a network of this version: it is no file of mebqat-maml'), 'no kind': ({'format': None}, 'is no run'),
-    'another version': ({'version': 3}, 'in format 3; this version reads formats 1 and 2'), 'no spec': ({'spec': None}, 'does not describe'),
-    'spec of another kind': ({'spec': [1]}, 'does not describe'), 'a method of tomorrow': ({'spec': {'method': 'leo'}}, "no method 'leo'"),
-    'no method': ({'spec': {}}, 'does not describe'), 'no input': ({'input': None}, 'does not describe'), 'a flat input': ({'input': [28]}, 'does not describe'),
+    'another version': ({'version': 3}, 'it has fewshot version 3 of mebqat .*, and this mebqat reads 1 and 2; update mebqat'), 'no spec': ({'spec': None}, 'damaged fewshot: spec is None, not a table'),
+    'spec of another kind': ({'spec': [1]}, r'damaged fewshot: spec is \[1\], not a table'), 'a method of tomorrow': ({'spec': {'method': 'leo'}}, "no method 'leo'"),
+    'no method': ({'spec': {}}, "damaged fewshot: spec has no 'method'"), 'no input': ({'input': None}, 'damaged fewshot: input is None, not a list'), 'a flat input': ({'input': [28]}, 'does not describe'),
     'a tiny input': ({'input': [1, 4, 4]}, 'image_size 4 is too small'), 'more channels': ({'input': [3, 16, 16]}, 'does not describe'),
-    'no signs': ({'signed': None}, 'does not describe'), 'history of numbers': ({'history': [1]}, 'does not describe'), 'no torch': ({'torch': ...}, 'is damaged: it does not say its torch'),
-    'no classes': ({'classes': ...}, 'is damaged: it does not say its classes'),
+    'no signs': ({'signed': None}, 'damaged fewshot: signed is None, not a table'), 'history of numbers': ({'history': [1]}, r'damaged fewshot: history\[0\] is 1, not a table'), 'no torch': ({'torch': ...}, "damaged fewshot: it has no 'torch'"),
+    'no classes': ({'classes': ...}, "damaged fewshot: it has no 'classes'"),
 }
 
 

@@ -177,8 +177,8 @@ def under_way(folder, *more):
     "A training process that has finished its first epoch."
     p = subprocess.Popen(command(folder, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        first = p.stderr.readline()
-        assert first.startswith('step '), first + p.stderr.read()
+        first = ''.join(p.stderr.readline() for _ in range(3))  # the data, the heading and the row of an epoch
+        assert re.search(r'^ *33/165 .*\n\Z', first, re.M), first + p.stderr.read()
         yield p
     finally:
         p.kill()
