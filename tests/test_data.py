@@ -277,11 +277,11 @@ def test_refuses_bad_split_files(tmp_path):
     assert 'no classes to train on' in said(train=[], val=['b'], test=['c'])
     assert 's.json lists no class' in refusal(root, 'val', split_file=split_file(path, train=['a'], val=[], test=['c']))
     path.write_text('{"train": ["a"')
-    assert 's.json is not JSON' in refusal(root, split_file=path)
+    assert 's.json: not JSON' in refusal(root, split_file=path)
     path.write_text('["a"]')
-    assert "no list of classes under 'train'" in refusal(root, split_file=path)
+    assert 's.json: not a JSON object' in refusal(root, split_file=path)
     path.write_bytes(b'\xff\xfe\x00')
-    assert 's.json is not JSON' in refusal(root, split_file=path)
+    assert 's.json: not JSON' in refusal(root, split_file=path)
     assert "by='images'" in refusal(root, split_file=path, by='images')
 
 
