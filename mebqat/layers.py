@@ -210,7 +210,7 @@ def _quantizers(name, layer, scheme, stats):
 def _swap(layer, name, scheme, weight, act, pinned):
     "Turn one float layer into its quantized class."
     layer.__class__ = SWAPS[type(layer)]
-    layer.weight_quantizer, layer.act_quantizer = weight, act
+    layer.weight_quantizer, layer.act_quantizer = (q.train(layer.training) for q in (weight, act))
     layer.name, layer.scheme, layer.pinned = name, scheme, pinned
 
 

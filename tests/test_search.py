@@ -168,9 +168,15 @@ def test_budgets_say_the_range():
     assert not calls
 
 
-@pytest.mark.parametrize('kwargs', [{}, {'max_bytes': 0}, {'max_bytes': -1}, {'max_bitops': math.nan}, {'max_bitops': math.inf}, {'max_bytes': '1 MB'}])
+@pytest.mark.parametrize('kwargs', [{}, {'max_bytes': 0}, {'max_bytes': -1}, {'max_bitops': math.nan}, {'max_bitops': math.inf}, {'max_bytes': '0 MB'}])
 def test_refuses_budgets(kwargs):
     with pytest.raises(ValueError, match='max_b'): Budget(**kwargs)
+
+
+def test_budgets_are_read_from_text():
+    assert Budget('1 MB', '0.4G') == Budget(1e6, 4e8)
+    for bad in ('much', '1 MBit', ''):
+        with pytest.raises(ValueError, match=f'100kB.*not {bad!r}'): Budget(max_bytes=bad)
 
 
 # Drawing and repairing

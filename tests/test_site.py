@@ -112,7 +112,7 @@ def test_reference_says_type_and_comment(site):
     rows = re.findall(r'<tr>(.*?)</tr>', (site/'reference'/'surface.html').read_text(encoding='utf-8'))
     plain = [re.findall(r'<td>(.*?)</td>', re.sub(r'</?(?:code|em)>', '', r)) for r in rows]
     assert ['z', 'float', '1.96', 'Width in standard deviations; 1.96 is 95 %'] in plain
-    assert ['max_bytes', 'float | None', 'None', 'Storage allowed'] in plain
+    assert ['max_bytes', 'float | str | None', 'None', 'Storage allowed, such as 100kB'] in plain
 
 
 def test_results_are_those_of_the_files(site):

@@ -112,6 +112,18 @@ def test_quantized_in_every_mode_and_exact_without(name):
     assert not torch.equal(*train)
 
 
+@pytest.mark.parametrize('training', [False, True])
+def test_quantizers_are_in_the_mode_of_their_layer(training):
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).train(training)
+    net[2].train(not training)
+    quantize(net, LSQ(), example=torch.randn(8, 4), skip='none')
+    assert [{m.training for m in layer.modules()} for layer in (net[0], net[2])] == [{training}, {not training}]
+    if not training:
+        before = net[0].act_quantizer.size.late.clone()
+        with torch.no_grad(), use_bits(net, LOW): net[0](torch.randn(8, 4))
+        assert torch.equal(before, net[0].act_quantizer.size.late)
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 def test_everything_with_weights_is_quantized_or_named(name):
     net, *_, told = quantized(name)
