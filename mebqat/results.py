@@ -32,6 +32,7 @@ def is_ours(
     folder:str|Path, # A folder
 ) -> bool:           # Does it carry a marker?
     "Did we make this folder?"
+    if (Path(folder)/'.writer.lock').is_file(): return True  # a training began here
     for name, kind in ((MARKER, FOLDER.name), ('run.json', 'mebqat-run')):
         with suppress(OSError):
             if f'"{kind}"' in (Path(folder)/name).read_text(encoding='utf-8', errors='replace')[:200]: return True
