@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .files import whole
-from .folders import BAD_ZIP, Listing, Tree, class_name, listing
+from .folders import BAD_ZIP, Listing, Tree, class_name, in_a_line, listing
 from .memory import check_memory
 from .pictures import Survey, as_bytes, colourless, open_picture, strict_pixels, unusual, upright
 
@@ -274,7 +274,7 @@ class Form:
 
     def refusal(self, name, error) -> ValueError:
         "What is wrong with an image, in one line with its name."
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = in_a_line(error)
         return ValueError(f'{self.tree.path}: cannot read the image {class_name((name,))}: {reason}')
 
     def open(self, name) -> tuple[Image.Image, bytes, bool]:
