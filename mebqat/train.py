@@ -311,7 +311,8 @@ def start(self:Checkpoint, resume:bool) -> tuple[int, History, _Sums]:
     tensors, about = load_whole(self.file)
     try: CHECKPOINT.check({'format': CHECKPOINT.name, 'version': 1} | about)  # the first ones did not say what they are
     except ValueError as e: raise ValueError(f'{self.file}: {e}') from None
-    others = about.get('data') != self.facts.get('data')  # which somebody has agreed to
+    data = [facts.get('data', {}).get('fingerprint') for facts in (about, self.facts)]
+    others = None not in data and data[0] != data[1]  # which somebody has agreed to
     longer = _check_same(self.file, about, self.config, self.method, others)
     try:
         _unpack(tensors, self.model, self.optimizer)

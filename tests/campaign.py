@@ -497,11 +497,15 @@ def _pixels(folder):
 def mutated_image(suffix, count, seed):
     "One format of pictures."
     row, folder = Row(f'mutated picture: {suffix}'), _few(fresh(None, HOME/'work'/'pictures'), suffix)
-    target = folder/'a'/f'1.{suffix}'
+    return _mutate(row, folder/'a'/f'1.{suffix}', folder, count, seed)
+
+
+def _mutate(row, target, data, count, seed):
+    "Damage a file of some data again and again, and load them."
     good = target.read_bytes()
     def make(rng):
-        data, what = mutated(good, rng)
-        return (partial(target.write_bytes, data), what), partial(_pixels, folder), None
+        contents, what = mutated(good, rng)
+        return (partial(target.write_bytes, contents), what), partial(_pixels, data), None
     judge_apart(row, make, count, ROOM, seed)
     return row
 
@@ -518,12 +522,7 @@ def mutated_zip(count, seed):
     row, folder = Row('mutated zip'), _few(fresh(None, HOME/'work'/'pictures'), 'png')
     files = sorted(folder.rglob('*.png'))
     target = zipped(folder.parent/'pictures.zip', [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in files])
-    good = target.read_bytes()
-    def make(rng):
-        data, what = mutated(good, rng)
-        return (partial(target.write_bytes, data), what), partial(_pixels, target), None
-    judge_apart(row, make, count, ROOM, seed)
-    return row
+    return _mutate(row, target, target, count, seed)
 
 
 # ---- hostile pictures, zips and folders ----------------------------------------------------------------------------

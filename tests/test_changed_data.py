@@ -118,3 +118,28 @@ def test_explore_says_when_a_run_was_trained_on(home, tmp_path):
         assert explorable(run) == run/'exploration.safetensors'
     with pytest.warns(UserWarning): train_run(open_run(run).spec.changed(epochs=2.), run, resume=True, compile=False)
     with pytest.warns(UserWarning, match='other weights'): explorable(run)
+
+
+def test_more_pictures_go_on_at_the_batch_size_of_before_when_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv('MEBQAT_CACHE', str(tmp_path/'cache'))
+    data, args = pictures(tmp_path/'data', n=20), ['--method', 'qat', '--bits', 'W4A4', '--width', '4', '--no-compile']
+    train = lambda *more: cli('train', '--data', data, '--out', tmp_path/'run', '--epochs', 1, *args, *more)
+    assert train().exit_code == 0
+    batch = open_run(tmp_path/'run').spec.training.batch_size
+    for k,c in enumerate('abc'):
+        for i in range(40): Image.fromarray(np.full((8, 8), 80*k + i, np.uint8)).save(data/c/f'more{i}.png')
+    refused('train', '--data', data, '--out', tmp_path/'run', '--epochs', 1, *args, '--resume', words=['the data are not those', '--changed-data'])
+    done = train('--resume', '--changed-data')
+    run = open_run(tmp_path/'run')
+    assert done.exit_code == 0 and run.spec.training.batch_size == batch and len(run.about['changed data']) == 1, done.stderr
+
+
+def test_a_checkpoint_that_does_not_know_its_data_is_not_made_shorter(tmp_path):
+    from torch import nn
+    from mebqat.train import TrainConfig, fit
+    from mebqat.methods import float_training
+    net = lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    batch = lambda step: (torch.ones(6, 1, 2, 2), torch.tensor([0, 1]*3))
+    fit(net(), float_training(), batch, TrainConfig(4, .01), tmp_path)
+    with pytest.raises(ValueError, match='4 steps, and 2 are fewer'):
+        fit(net(), float_training(), batch, TrainConfig(2, .01), tmp_path, True, facts={'data': {'fingerprint': 'ab'}})
